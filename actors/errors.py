@@ -1,0 +1,120 @@
+"""The errors of Raycade.
+
+    RaycadeError
+    ├── ConfigError          raycade.yaml or an option is wrong; carries file, line and key
+    ├── InputError           an input row is wrong; carries file, line and field
+    ├── ActorLost            the actor at the other end of a lane died; carries whether the item had been handed over
+    ├── LaneClosed           the lane was closed while the item waited
+    ├── LaneTimeout          no completion came by the item's deadline
+    ├── BudgetExceeded       a budget would be passed; carries scope, window, unit, limit, spent and when it turns
+    ├── StoreError           the ledger's store cannot be used (disk full, not writable, damaged)
+    │   └── StoreFenced      a newer budget actor owns the ledger's store; this one must stop
+    └── ClusterError         Ray could not be started, reached, or has other code than we do
+
+Every error survives pickling: all arguments go to `super().__init__`. Between actors, failures of a request are
+values (`messages.Failure`), not exceptions.
+"""
+
+__all__ = [
+    "ActorLost",
+    "BudgetExceeded",
+    "ClusterError",
+    "ConfigError",
+    "InputError",
+    "LaneClosed",
+    "LaneTimeout",
+    "RaycadeError",
+    "StoreError",
+    "StoreFenced",
+]
+
+
+class RaycadeError(Exception):
+    """Root of the tree: `except RaycadeError` catches everything that Raycade raises on purpose."""
+
+
+class ConfigError(RaycadeError):
+    """A configuration that cannot be used: one line that names its place."""
+
+    def __init__(self, message: str, file: str = "", line: int = 0, key: str = "") -> None:
+        super().__init__(message, file, line, key)
+        self.message, self.file, self.line, self.key = message, file, line, key
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}: " if self.file and self.line else f"{self.file}: " if self.file else ""
+        return f"{place}{self.key + ': ' if self.key else ''}{self.message}"
+
+
+class InputError(RaycadeError):
+    """An input row that cannot be used. `code` is what the row's error line carries."""
+
+    def __init__(self, code: str, message: str, file: str = "", line: int = 0, field: str = "") -> None:
+        super().__init__(code, message, file, line, field)
+        self.code, self.message, self.file, self.line, self.field = code, message, file, line, field
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}: " if self.file else ""
+        return f"{place}{self.field + ': ' if self.field else ''}{self.message}"
+
+
+class ActorLost(RaycadeError):
+    """The actor that served a lane died. `sent` tells whether the item had been handed over: if not, it surely did not run."""
+
+    def __init__(self, lane: str, sent: bool) -> None:
+        super().__init__(lane, sent)
+        self.lane, self.sent = lane, sent
+
+    def __str__(self) -> str:
+        return f"the actor behind {self.lane} was lost; the outcome is {'unknown' if self.sent else 'known: not run'}"
+
+
+class LaneClosed(RaycadeError):
+    """The lane was closed before the item completed."""
+
+
+class LaneTimeout(RaycadeError):
+    """No completion came in time; the item has been cancelled at the other end. `sent` as in ActorLost."""
+
+    def __init__(self, lane: str, sent: bool) -> None:
+        super().__init__(lane, sent)
+        self.lane, self.sent = lane, sent
+
+    def __str__(self) -> str:
+        return f"no completion from {self.lane} by the deadline"
+
+
+class BudgetExceeded(RaycadeError):
+    """Granting this would pass a limit."""
+
+    def __init__(self, scope: str, window: str, unit: str, limit: int, spent: int, turns_in_s: float | None) -> None:
+        super().__init__(scope, window, unit, limit, spent, turns_in_s)
+        self.scope, self.window, self.unit = scope, window, unit
+        self.limit, self.spent, self.turns_in_s = limit, spent, turns_in_s
+
+    def __str__(self) -> str:
+        def show(amount: int) -> str:
+            return f"${amount / 1e6:,.2f}" if self.unit == "usd" else f"{amount:,} tokens"
+
+        turns = "" if self.turns_in_s is None else f"; the window turns in {_duration(self.turns_in_s)}"
+        return (
+            f"budget of scope {self.scope!r} per {self.window}: {show(self.spent)} of {show(self.limit)} "
+            f"spent or booked, not enough left{turns}"
+        )
+
+
+class StoreError(RaycadeError):
+    """The ledger's store cannot be used."""
+
+
+class StoreFenced(StoreError):
+    """A newer budget actor has taken the ledger's store over."""
+
+
+class ClusterError(RaycadeError):
+    """Ray could not be started or reached, or the cluster has other code than this process."""
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {secs} s" if minutes else f"{secs} s"

@@ -1,0 +1,209 @@
+"""The frozen values that cross actors.
+
+NamedTuples: frozen, cheap to make and to pickle (a row makes about six of them). No value carries a
+wall-clock or monotonic time, since clocks differ between machines: times are always "seconds from now".
+Request bodies travel as bytes that were encoded once; nobody re-parses what it only carries.
+"""
+
+from typing import Literal, NamedTuple
+
+__all__ = [
+    "Account",
+    "Amount",
+    "Answer",
+    "Attempt",
+    "Failure",
+    "FailureKind",
+    "Health",
+    "Refusal",
+    "Request",
+    "Result",
+    "TierCall",
+    "Usage",
+]
+
+FailureKind = Literal[
+    # of one attempt, classified once, at the wire (actors/tier/classify.py)
+    "rate_limited",
+    "overloaded",
+    "timeout",
+    "connection",
+    "server",
+    "context_length",
+    "content_filter",
+    "auth",
+    "not_found",
+    "bad_request",
+    "malformed",
+    "cancelled",
+    "lost",  # the actor that made the call died: nobody saw the outcome
+    # of a whole request, decided by the router
+    "all_tiers_exhausted",
+    "no_tier",
+    "deadline",
+    "budget_exceeded",
+    "runaway_loop",
+    "invalid_output",
+    "internal",
+]
+
+Billed = Literal["no", "yes", "unknown"]
+"""Whether the provider charges for an attempt: surely not, as its usage says, or nobody can tell."""
+
+
+class Usage(NamedTuple):
+    """Tokens as the provider reports them. `cached_tokens` is part of prompt_tokens, `reasoning_tokens` of completion_tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Amount(NamedTuple):
+    """What budgets count, both at once, in whole units: tokens and micro-dollars (1 USD = 1,000,000)."""
+
+    tokens: int = 0
+    usd_micros: int = 0
+
+    def plus(self, other: "Amount") -> "Amount":
+        return Amount(self.tokens + other.tokens, self.usd_micros + other.usd_micros)
+
+    def minus(self, other: "Amount") -> "Amount":
+        return Amount(self.tokens - other.tokens, self.usd_micros - other.usd_micros)
+
+
+class Account(NamedTuple):
+    """Who spends: the combination of scopes that one attempt is charged to (besides the scope `all`)."""
+
+    tier: str
+    job: str
+    key: str = ""
+
+
+class Request(NamedTuple):
+    """One request as the door hands it to the router."""
+
+    id: str
+    path: str
+    """Path below the tier's base_url, such as `/chat/completions`."""
+    body: bytes
+    """The JSON object of the request WITHOUT `model`; a tier's own fields are spliced in front of it."""
+    digest: bytes
+    """Coalescing key (actors/coalescer/key.py); b"" means: never share this call."""
+    prompt_bound_tokens: int
+    """Upper bound of the prompt's tokens."""
+    max_tokens: int | None
+    """What the request itself allows the completion; None: the tier's `max_output_tokens` is set."""
+    choices: int = 1
+    """The request's `n`: so many completions are paid for."""
+    start_tier: int = 0
+    """Index of the tier where the cascade starts (from `body.model`)."""
+    min_quality: int = 0
+    """Tiers below this rank are never tried: 0 basic, 1 medium, 2 high."""
+    deadline_s: float = 600.0
+    interactive: bool = False
+    job: str = ""
+    key: str = ""
+    """Name of the caller's gateway key; empty for a batch."""
+    prompt: str = ""
+    """`name@version` of the registered prompt that made this body, for the output line and the coalescing key."""
+    schema: bytes = b""
+    """JSON Schema that the answer must satisfy; b"" means none."""
+
+
+class Attempt(NamedTuple):
+    """One call that was made, or tried, for a request."""
+
+    tier: str
+    actor: int
+    kind: str
+    """`ok` or a FailureKind."""
+    status: int
+    duration_s: float
+    message: str = ""
+
+
+class Result(NamedTuple):
+    """A request that succeeded."""
+
+    body: bytes
+    """The upstream body as it came."""
+    status: int
+    tier: str
+    attempts: tuple[Attempt, ...]
+    usage: Usage
+    cost: Amount
+    """All this request spent, failed attempts included; zero for a follower."""
+    coalesced: bool = False
+    parsed: bytes = b""
+    """The validated JSON value when the request had a schema."""
+
+
+class Failure(NamedTuple):
+    """An attempt or a request that failed: plain data, so that nothing of the transport (headers, keys) travels with it."""
+
+    kind: FailureKind
+    message: str
+    status: int = 0
+    retry_after_s: float | None = None
+    billed: Billed = "no"
+    body: bytes = b""
+    """The last upstream error body, bounded, for the row's error line."""
+    attempts: tuple[Attempt, ...] = ()
+    cost: Amount = Amount()
+    own_fault: bool = False
+    """True when the request itself is to blame, so that anyone who sends the same gets the same."""
+    resumable: bool = False
+    """True when the row is not done but only put off (a budget that ended): no error line is due."""
+
+
+class TierCall(NamedTuple):
+    """Router -> tier: one attempt."""
+
+    id: str
+    path: str
+    body: bytes
+    """The complete request body."""
+    timeout_s: float
+    """One attempt, from the moment it is sent."""
+    queue_s: float
+    """How long the call may wait in the tier for a slot or a rate limit before it is given back as a Refusal."""
+    tokens: int
+    """What the call is expected to take from the tier's tokens-per-minute limit."""
+
+
+class Answer(NamedTuple):
+    """Tier -> router: the endpoint answered, and the answer is whole."""
+
+    body: bytes
+    status: int
+    usage: Usage | None
+    model: str
+    duration_s: float
+
+
+class Refusal(NamedTuple):
+    """Tier -> router: nothing was sent. Not an attempt."""
+
+    reason: Literal["open", "cooling", "queue", "rate", "closing"]
+    retry_in_s: float
+
+
+class Health(NamedTuple):
+    """A tier actor's condition; rides back on every completion batch."""
+
+    state: Literal["closed", "open", "half_open"] = "closed"
+    open_for_s: float = 0.0
+    cooling_for_s: float = 0.0
+    in_flight: int = 0
+    queued: int = 0
+    limit: int = 1
+    opened: int = 0
+    """How often the breaker has opened in this actor's life."""
+    dead_reason: str = ""
+    """Set when the tier is out for good (a wrong key, a model that does not exist)."""
