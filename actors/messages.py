@@ -152,6 +152,8 @@ class Failure(NamedTuple):
     status: int = 0
     retry_after_s: float | None = None
     billed: Billed = "no"
+    usage: Usage | None = None
+    """What the provider says it counted, where a failed answer (a cut one, say) still told."""
     body: bytes = b""
     """The last upstream error body, bounded, for the row's error line."""
     attempts: tuple[Attempt, ...] = ()
@@ -172,7 +174,9 @@ class TierCall(NamedTuple):
     timeout_s: float
     """One attempt, from the moment it is sent."""
     queue_s: float
-    """How long the call may wait in the tier for a slot or a rate limit before it is given back as a Refusal."""
+    """How long the call may wait in the tier for a free slot before it is given back as a Refusal."""
+    rate_s: float
+    """How long it may wait for the tier's own requests or tokens per minute before it is given back as a Refusal."""
     tokens: int
     """What the call is expected to take from the tier's tokens-per-minute limit."""
 

@@ -1,0 +1,500 @@
+"""The lease: what a router and the budget actor say to each other, and the router's half of it.
+
+The budget actor grants amounts to holders (routers); a router reserves from what it was granted at once, with no call
+and no await. A few times a second the two exchange running totals, counted since the holder's incarnation began:
+
+    router -> ledger   spent, unknown, returned, beyond   (`Totals`), and what it wants
+    ledger -> router   granted
+
+Because both sides state totals and keep the larger one, a message that is lost, repeated, reordered or late changes
+nothing, and no operation needs an id of its own. What a holder may still spend is, at any time and on both sides,
+
+    outstanding = granted + beyond - spent - unknown - returned
+
+`beyond` is usage that no grant stood behind: usage above its reservation, or made while no limit applied to the
+account. It has happened, so it is charged whatever the limits say.
+
+A lease ends for the book at the latest when it ends for the ledger, since the book counts from the moment it SENT the
+question that was answered. Whatever was outstanding then, the ledger has booked as spent; so the book forgets it
+and starts again from zero under a new incarnation, and reservations of the old one settle without effect.
+
+What the book keeps: about one second of its recent reservations. What it gives back: what goes beyond two seconds, all
+of it when an account has been idle for one second, and, so that the remainders of several routers can never lock each other out,
+every remainder that is too small for the smallest reservation that waits.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from actors.errors import BudgetExceeded
+from actors.messages import Account, Amount
+
+__all__ = [
+    "AccountGrant",
+    "AccountReport",
+    "BudgetRefusal",
+    "Exchange",
+    "Exchanged",
+    "LeaseBook",
+    "Refused",
+    "Reserved",
+    "Short",
+    "Totals",
+]
+
+REPORT_EVERY_S = 0.5  # while anything is held or unreported; well below the lease and the promised second
+ASK_AT_ONCE_S = 0.02  # the least distance between two questions: questions asked sooner leave together
+ASK_AGAIN_S = 0.1  # after an answer that brought nothing: others have to settle first
+KEEP_S = 1.0  # how many seconds of recent reservations a book holds in reserve
+SPARE_S = 2.0  # above so many seconds the surplus goes back
+IDLE_S = 1.0
+REFUSAL_HOLDS_S = 1.0  # then the ledger is asked again: somebody may have raised the limit
+
+NOTHING = Amount()
+
+
+class Totals(NamedTuple):
+    """What became of one account's grants since the incarnation began. None of them ever falls."""
+
+    spent: Amount = NOTHING
+    """Real usage, as the provider reports it."""
+    unknown: Amount = NOTHING
+    """Reservations whose outcome nobody saw; booked whole."""
+    returned: Amount = NOTHING
+    beyond: Amount = NOTHING
+    """The part of spent and unknown that no grant stood behind."""
+
+
+class BudgetRefusal(NamedTuple):
+    """The limit that leaves no room, even if everything reserved came back unspent."""
+
+    scope: str
+    window: str
+    unit: str
+    """`tokens` or `usd`; limit and spent are in tokens or micro-dollars."""
+    limit: int
+    spent: int
+    turns_in_s: float | None
+    """None: this window never turns."""
+
+    def error(self) -> BudgetExceeded:
+        return BudgetExceeded(*self)
+
+
+class AccountReport(NamedTuple):
+    account: Account
+    totals: Totals
+    want: Amount
+    """What the book would like to be granted on top of what it holds."""
+    least: Amount
+    """The smallest reservation that waits: a grant below it would be useless. Zero: nobody waits."""
+
+
+class Exchange(NamedTuple):
+    """Router -> budget."""
+
+    holder: str
+    incarnation: str
+    """Unique for ever."""
+    sequence: int
+    """Grows with every message of a holder, across its incarnations."""
+    accounts: tuple[AccountReport, ...]
+    opening: bool = False
+    """No answer has come yet: the ledger may not know this incarnation, and all totals are zero."""
+    closing: bool = False
+    """The holder takes its leave: what it has not returned counts as spent."""
+
+
+class AccountGrant(NamedTuple):
+    account: Account
+    granted_total: Amount
+    unlimited: bool
+    """No limit applies to this account: reserve freely until the lease ends, and report what was spent."""
+    refusal: BudgetRefusal | None
+
+
+class Exchanged(NamedTuple):
+    """Budget -> router."""
+
+    sequence: int
+    valid: bool
+    """False: the incarnation is closed (it expired, or another one took its place)."""
+    expires_in_s: float
+    accounts: tuple[AccountGrant, ...]
+
+
+class Reserved(NamedTuple):
+    """An upper bound that is set aside for one attempt until it is settled."""
+
+    id: int
+    account: Account
+    amount: Amount
+    lease: int
+    """Which incarnation of the book it stands in; 0: in none, because no limit applied."""
+
+
+class Short(NamedTuple):
+    """Not enough is held now: wait for the next answer, or for an attempt that settles."""
+
+
+class Refused(NamedTuple):
+    refusal: BudgetRefusal
+
+
+SHORT = Short()
+NEVER = float("-inf")
+
+
+class _Held:
+    """One account in the book. Plain ints, since two of them change with every attempt."""
+
+    __slots__ = (
+        "acknowledged",
+        "active_at",
+        "answered",
+        "asked",
+        "asked_totals",
+        "demand",
+        "free_tokens",
+        "free_usd_micros",
+        "granted",
+        "rate",
+        "refusal",
+        "refused_until",
+        "taken",
+        "totals",
+        "unlimited_until",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        self.waiting: dict[Amount, int] = {}
+        """How many wait for a reservation of this size."""
+        self.demand = NOTHING
+        """The sum of all that waits."""
+        self.taken = [0, 0]
+        """Reserved since the last look: tokens, micro-dollars."""
+        self.rate = (0.0, 0.0)
+        """Recent reservations per second (EWMA over about KEEP_S)."""
+        self.active_at = NEVER
+        self.begin(Totals())
+
+    def begin(self, carried: Totals) -> None:
+        """Start a new incarnation. `carried` has been spent, but no ledger has heard of it yet."""
+        self.totals = carried
+        self.acknowledged = Totals()
+        self.granted = NOTHING
+        self.free_tokens = self.free_usd_micros = 0
+        self.asked = self.answered = -1
+        self.asked_totals = Totals()
+        self.unlimited_until = NEVER
+        self.refusal: BudgetRefusal | None = None
+        self.refused_until = NEVER
+
+    @property
+    def free(self) -> Amount:
+        return Amount(self.free_tokens, self.free_usd_micros)
+
+    @property
+    def outstanding(self) -> Amount:
+        """Everything that is held: free and in flight."""
+        spent, unknown, returned, beyond = self.totals
+        return self.granted.plus(beyond).minus(spent).minus(unknown).minus(returned)
+
+    @property
+    def unheard(self) -> bool:
+        """The ledger has not confirmed all that was done or asked."""
+        return self.totals != self.acknowledged or self.answered < self.asked
+
+    def dormant(self, now: float) -> bool:
+        """Nothing held, nothing to say, nobody waiting, and no answer that still counts."""
+        idle = not self.waiting and now - self.active_at > IDLE_S and now >= self.unlimited_until
+        return idle and not self.unheard and self.outstanding == NOTHING
+
+    def covers(self, amount: Amount) -> bool:
+        return self.free_tokens >= amount.tokens and self.free_usd_micros >= amount.usd_micros
+
+    def least(self) -> Amount:
+        """The smallest that waits. It is one of them, not a mix: a refusal of it must end somebody's wait."""
+        return min(self.waiting) if self.waiting else NOTHING
+
+    def look(self, now: float, elapsed_s: float) -> None:
+        tokens, usd_micros = self.taken
+        if tokens or usd_micros or self.waiting:
+            self.active_at = now
+        self.rate = (
+            self.rate[0] + (tokens - self.rate[0] * elapsed_s) / (elapsed_s + KEEP_S),
+            self.rate[1] + (usd_micros - self.rate[1] * elapsed_s) / (elapsed_s + KEEP_S),
+        )
+        if now - self.active_at > IDLE_S:
+            self.rate = (0.0, 0.0)
+        self.taken = [0, 0]
+
+    def give_back(self, now: float) -> None:
+        """Return what is not needed here. It is gone from `free` at once: the ledger may grant it away at any time."""
+        if now < self.unlimited_until or now - self.active_at > IDLE_S or not self.covers(self.least()):
+            spare = self.free
+        else:
+            spare = Amount(*(_surplus(*unit) for unit in zip(self.free, self.demand, self.rate, strict=True)))
+        self.free_tokens -= spare.tokens
+        self.free_usd_micros -= spare.usd_micros
+        self.totals = self.totals._replace(returned=self.totals.returned.plus(spare))
+
+    def want(self) -> Amount:
+        units = zip(self.free, self.demand, self.rate, strict=True)
+        return Amount(*(max(0, demand + int(rate * KEEP_S) - free) for free, demand, rate in units))
+
+    def unreported(self) -> Totals:
+        """What was spent beyond all grants and is not known to have reached a ledger."""
+        beyond = self.totals.beyond.minus(self.acknowledged.beyond)
+        unknown = self.totals.unknown.minus(self.acknowledged.unknown)
+        unknown = Amount(min(beyond.tokens, unknown.tokens), min(beyond.usd_micros, unknown.usd_micros))
+        return Totals(spent=beyond.minus(unknown), unknown=unknown, beyond=beyond)
+
+
+def _surplus(free: int, demand: int, rate: float) -> int:
+    return free - demand - int(rate * KEEP_S) if free > demand + rate * SPARE_S else 0
+
+
+class LeaseBook:
+    """What one router holds. `now` is any clock that never steps back (monotonic); no method waits for anything.
+
+    The router's loop: every 20 to 50 ms, and at once when somebody begins to wait, `draw_up(now)`; if that gives a
+    message, send it (with a deadline) and `apply` the answer; then let all who wait try `reserve` again, in order, and not
+    only the first of them: a smaller one behind it may fit. One exchange at a time; a lost one needs no care.
+    """
+
+    def __init__(self, holder: str, new_incarnation: Callable[[], str]) -> None:
+        """`new_incarnation` makes an id that no book has ever used, such as `lambda: uuid4().hex`."""
+        self.holder = holder
+        self.overrun = NOTHING
+        """Usage above its reservation, for the metric."""
+        self._new_incarnation = new_incarnation
+        self._accounts: dict[Account, _Held] = {}
+        self._dormant: dict[Account, _Held] = {}
+        """Out of the way, or a gateway with ten thousand keys would look at all of them many times a second."""
+        self._open: dict[int, Reserved] = {}
+        self._last_id = 0
+        self._lease = 0
+        self._sequence = 0
+        self._expires_at = NEVER
+        self._looked_at = self._sent_at = NEVER
+        self._ask_gap_s = ASK_AT_ONCE_S
+        self._begin()
+
+    # -- the router's hot path -------------------------------------------------------------------------------------
+
+    def reserve(self, account: Account, amount: Amount, now: float) -> Reserved | Short | Refused:
+        """Set `amount` aside if it is held. Never waits, never asks."""
+        held = self._accounts.get(account)
+        if held is None or now >= self._expires_at:
+            return SHORT
+        if now < held.unlimited_until:
+            lease = 0
+        elif held.free_tokens >= amount[0] and held.free_usd_micros >= amount[1]:
+            held.free_tokens -= amount[0]
+            held.free_usd_micros -= amount[1]
+            held.taken[0] += amount[0]
+            held.taken[1] += amount[1]
+            lease = self._lease
+        elif (refusal := held.refusal) is not None and now < held.refused_until and _refuses(refusal, amount):
+            return Refused(refusal)
+        else:
+            return SHORT
+        self._last_id = number = self._last_id + 1
+        self._open[number] = reserved = Reserved(number, account, amount, lease)
+        return reserved
+
+    def settle(self, reserved: Reserved, spent: Amount, unknown: Amount = NOTHING) -> None:
+        """End a reservation: `spent` is real usage, `unknown` what must be assumed spent; the rest is free again.
+
+        Twice is once: a second settle of the same reservation does nothing.
+        """
+        if self._open.pop(reserved.id, None) is None:
+            return
+        held = self._accounts.get(reserved.account) or self._account(reserved.account)
+        tokens, usd_micros = spent[0] + unknown[0], spent[1] + unknown[1]
+        over_tokens, over_usd_micros = tokens - reserved.amount[0], usd_micros - reserved.amount[1]
+        before = held.totals
+        if reserved.lease == self._lease:
+            held.free_tokens -= min(over_tokens, 0)
+            held.free_usd_micros -= min(over_usd_micros, 0)
+            beyond = before.beyond
+            if over_tokens > 0 or over_usd_micros > 0:
+                beyond = beyond.plus(self._overrun(over_tokens, over_usd_micros))
+            held.totals = Totals(before.spent.plus(spent), before.unknown.plus(unknown), before.returned, beyond)
+        elif not reserved.lease:
+            beyond = before.beyond.plus(Amount(tokens, usd_micros))
+            held.totals = Totals(before.spent.plus(spent), before.unknown.plus(unknown), before.returned, beyond)
+        elif over_tokens > 0 or over_usd_micros > 0:
+            # the reservation was booked whole when its lease ended; only the excess is news
+            over = self._overrun(over_tokens, over_usd_micros)
+            held.totals = before._replace(spent=before.spent.plus(over), beyond=before.beyond.plus(over))
+
+    def wait_for(self, account: Account, amount: Amount) -> None:
+        """Somebody waits for `amount` after a `Short`; pair it with `stop_waiting`, however the wait ends."""
+        held = self._account(account)
+        held.waiting[amount] = held.waiting.get(amount, 0) + 1
+        held.demand = held.demand.plus(amount)
+
+    def stop_waiting(self, account: Account, amount: Amount) -> None:
+        held = self._account(account)
+        held.waiting[amount] -= 1
+        if not held.waiting[amount]:
+            del held.waiting[amount]
+        held.demand = held.demand.minus(amount)
+
+    # -- the exchange with the budget actor ------------------------------------------------------------------------
+
+    def draw_up(self, now: float, *, closing: bool = False) -> Exchange | None:
+        """What to send now; None when there is nothing to say.
+
+        With `closing` (once nothing is in flight): repeat, sending and applying, until it returns None. That is one
+        message, or two when an answer is missing, since only a known grant can be returned.
+        """
+        elapsed_s = min(max(0.0, now - self._looked_at), KEEP_S)
+        self._looked_at = now
+        for account, held in list(self._accounts.items()):
+            held.look(now, elapsed_s)
+            if held.dormant(now):
+                self._dormant[account] = self._accounts.pop(account)
+        if closing:
+            return self._draw_up_closing(now)
+        return self._message(now) if self._due(now) else None
+
+    def apply(self, answer: Exchanged, sent_at: float, now: float) -> None:
+        """Take an answer to a message that was sent at `sent_at`; answers may come late, twice and in any order."""
+        if answer.sequence <= self._begun_after:
+            return
+        if answer.valid:
+            for held in self._accounts.values():
+                if held.asked == answer.sequence:
+                    held.acknowledged = held.asked_totals
+        if not answer.valid or answer.sequence == self._closing:
+            self._begin()
+            return
+        self._opened = True
+        expires_at = sent_at + answer.expires_in_s
+        self._expires_at = max(self._expires_at, expires_at)
+        fruitless = False
+        for grant in answer.accounts:
+            held = self._account(grant.account)
+            more = self._credit(held, grant.granted_total)
+            if answer.sequence > held.answered:
+                held.answered = answer.sequence
+                held.unlimited_until = expires_at if grant.unlimited else NEVER
+                held.refusal = grant.refusal
+                if grant.refusal is not None:
+                    turns_in_s = grant.refusal.turns_in_s
+                    held.refused_until = now + min(
+                        REFUSAL_HOLDS_S, REFUSAL_HOLDS_S if turns_in_s is None else turns_in_s
+                    )
+            fruitless = fruitless or (bool(held.waiting) and not more and not grant.unlimited)
+        self._ask_gap_s = ASK_AGAIN_S if fruitless else ASK_AT_ONCE_S
+
+    def check(self) -> None:
+        """Raise AssertionError unless everything held is either free or in flight."""
+        in_flight: dict[Account, Amount] = {}
+        for reserved in self._open.values():
+            if reserved.lease == self._lease:
+                in_flight[reserved.account] = in_flight.get(reserved.account, NOTHING).plus(reserved.amount)
+        for account, held in {**self._accounts, **self._dormant}.items():
+            assert min(held.free) >= 0, f"{account} has less than nothing: {held.free}"
+            assert held.outstanding == held.free.plus(in_flight.get(account, NOTHING)), f"{account} lost count"
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _account(self, account: Account) -> _Held:
+        held = self._accounts.get(account)
+        if held is None:
+            held = self._dormant.pop(account) if account in self._dormant else _Held()
+            self._accounts[account] = held
+        return held
+
+    def _overrun(self, tokens: int, usd_micros: int) -> Amount:
+        over = Amount(max(0, tokens), max(0, usd_micros))
+        self.overrun = self.overrun.plus(over)
+        return over
+
+    def _begin(self) -> None:
+        self._lease += 1
+        self.incarnation = self._new_incarnation()
+        self._begun_after = self._sequence
+        self._closing = -1
+        self._opened = False
+        self._expires_at = NEVER
+        self._dormant.clear()
+        for account, held in list(self._accounts.items()):
+            held.begin(held.unreported())
+            if not held.waiting and not held.unheard:
+                del self._accounts[account]
+
+    def _credit(self, held: _Held, granted_total: Amount) -> bool:
+        tokens = max(0, granted_total.tokens - held.granted.tokens)
+        usd_micros = max(0, granted_total.usd_micros - held.granted.usd_micros)
+        held.granted = held.granted.plus(Amount(tokens, usd_micros))
+        held.free_tokens += tokens
+        held.free_usd_micros += usd_micros
+        return tokens > 0 or usd_micros > 0
+
+    def _hungry(self, held: _Held, now: float) -> bool:
+        """Somebody waits who cannot be served from what is held."""
+        if not held.waiting:
+            return False
+        return now >= self._expires_at or (now >= held.unlimited_until and not held.covers(held.least()))
+
+    def _low(self, held: _Held, now: float) -> bool:
+        """Less than half of what should be held is left: ask before anybody has to wait."""
+        if now < held.unlimited_until or held.answered < 0 or held.refusal is not None:
+            return False
+        return any(free < int(rate * KEEP_S / 2) for free, rate in zip(held.free, held.rate, strict=True))
+
+    def _due(self, now: float) -> bool:
+        quiet_s = now - self._sent_at
+        if quiet_s < ASK_AT_ONCE_S:
+            return False
+        accounts = self._accounts.values()
+        if quiet_s >= REPORT_EVERY_S and any(held.unheard or held.outstanding != NOTHING for held in accounts):
+            return True
+        if quiet_s >= self._ask_gap_s and any(self._hungry(held, now) for held in accounts):
+            return True
+        return quiet_s >= ASK_AGAIN_S and any(self._low(held, now) for held in accounts)
+
+    def _message(self, now: float) -> Exchange:
+        self._sequence += 1
+        self._sent_at = now
+        reports = []
+        for account, held in self._accounts.items():
+            held.give_back(now)
+            want = NOTHING if now < held.unlimited_until else held.want()
+            if held.unheard or held.waiting or want != NOTHING:
+                reports.append(self._report(account, held, want))
+        return Exchange(self.holder, self.incarnation, self._sequence, tuple(reports), opening=not self._opened)
+
+    def _report(self, account: Account, held: _Held, want: Amount) -> AccountReport:
+        held.asked = self._sequence
+        # what was carried over waits until the ledger has admitted the incarnation
+        held.asked_totals = held.totals if self._opened else Totals()
+        least = held.least()
+        return AccountReport(account, held.asked_totals, want, NOTHING if held.covers(least) else least)
+
+    def _draw_up_closing(self, now: float) -> Exchange | None:
+        said = self._opened or any(held.asked > 0 for held in self._accounts.values())
+        if not said and not any(held.unheard for held in self._accounts.values()):
+            return None
+        unanswered = any(held.answered < held.asked for held in self._accounts.values())
+        if (unanswered and self._closing < 0) or not self._opened:
+            return self._message(now)
+        self._sequence += 1
+        self._sent_at = now
+        self._closing = self._sequence
+        for held in self._accounts.values():
+            held.totals = held.totals._replace(returned=held.totals.returned.plus(held.free))
+            held.free_tokens = held.free_usd_micros = 0
+        reports = tuple(self._report(account, held, NOTHING) for account, held in self._accounts.items())
+        return Exchange(self.holder, self.incarnation, self._sequence, reports, closing=True)
+
+
+def _refuses(refusal: BudgetRefusal, amount: Amount) -> bool:
+    wanted = amount.usd_micros if refusal.unit == "usd" else amount.tokens
+    return refusal.spent + wanted > refusal.limit

@@ -1,0 +1,178 @@
+"""Who asks what right now: one lead a key, and each follower exactly one end.
+
+    claim     no entry                      -> the claimant leads, in a new generation
+              an entry                      -> it follows
+              a kept result                 -> it has it at once
+    finish    followers, or results are kept-> the lead is asked to publish
+              nobody                        -> the entry goes
+    publish                                 -> every follower has the result; the entry goes
+    abandon   followers                     -> the first of them leads, in a new generation
+              nobody                        -> the entry goes
+    leave     a follower                    -> it is forgotten
+              the lead (its owner died)     -> as abandon
+    expire    a lead whose lease ran out    -> as abandon
+
+finish, publish and abandon of an older generation change nothing. Results cross only when somebody waits for them:
+a lead first says that it has finished, and is told whether to send what it got.
+
+Tickets are the caller's own names for claimants, any hashable values. Pure: `now` is an argument, and what is to be
+told to whom is returned.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+__all__ = ["Lead", "Shared", "Table"]
+
+Ticket = TypeVar("Ticket", bound=Hashable)
+
+
+class Lead(NamedTuple):
+    """The claimant makes the call; it ends with finish or abandon under this generation."""
+
+    generation: int
+
+
+class Shared(NamedTuple):
+    """The claimant has its answer: what the lead published."""
+
+    result: Any
+
+
+class _Entry(Generic[Ticket]):
+    __slots__ = ("followers", "generation", "lead", "lease_until")
+
+    def __init__(self, lead: Ticket, generation: int, lease_until: float) -> None:
+        self.lead = lead
+        self.generation = generation
+        self.lease_until = lease_until
+        self.followers: dict[Ticket, float] = {}  # ticket -> the lease it would lead under, seconds
+
+
+Told = list[tuple[Ticket, Lead | Shared]]
+
+
+class Table(Generic[Ticket]):
+    """See the module's table of events."""
+
+    def __init__(self, keep_s: float = 0.0, keep_bytes: int = 64 << 20) -> None:
+        self._keep_s = keep_s
+        self._keep_bytes = keep_bytes
+        self._kept: OrderedDict[bytes, tuple[float, int, Any]] = OrderedDict()
+        self._kept_bytes = 0
+        self._entries: dict[bytes, _Entry[Ticket]] = {}
+        self._generation = 0
+        self._keys: dict[Ticket, bytes] = {}  # what each live ticket leads or follows
+        self.coalesced = 0
+        """Claims that were answered with somebody else's result."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def tickets(self) -> Iterable[Ticket]:
+        """All that lead or follow now."""
+        return self._keys.keys()
+
+    def claim(self, key: bytes, ticket: Ticket, lease_s: float, now: float) -> Lead | Shared | None:
+        """Ask for `key`. None: the claimant follows, and is told later. `lease_s` bounds its time as a lead."""
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] > now:
+            self.coalesced += 1
+            return Shared(kept[2])
+        self._keys[ticket] = key
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.followers[ticket] = lease_s
+            return None
+        self._generation += 1
+        self._entries[key] = _Entry(ticket, self._generation, now + lease_s)
+        return Lead(self._generation)
+
+    def finish(self, key: bytes, generation: int) -> bool:
+        """The lead has an answer. True: somebody wants it, publish it."""
+        entry = self._current(key, generation)
+        if entry is None:
+            return False
+        if entry.followers or self._keep_s > 0:
+            return True
+        self._forget(key, entry)
+        return False
+
+    def publish(
+        self, key: bytes, generation: int, result: Any, size: int, now: float, keep: bool = True
+    ) -> Told[Ticket]:
+        """Give the followers `result`; keep it for `keep_s` if so configured and `keep`."""
+        entry = self._current(key, generation)
+        if entry is None:
+            return []
+        followers = list(entry.followers)
+        self.coalesced += len(followers)
+        self._forget(key, entry)
+        if keep and self._keep_s > 0:
+            self._keep(key, result, size, now)
+        return [(ticket, Shared(result)) for ticket in followers]
+
+    def abandon(self, key: bytes, generation: int, now: float) -> Told[Ticket]:
+        """The lead failed in a way that is its own: the next in line tries."""
+        entry = self._current(key, generation)
+        return [] if entry is None else self._promote(key, entry, now)
+
+    def leave(self, ticket: Ticket, now: float) -> Told[Ticket]:
+        """A claimant is gone, whatever it was."""
+        key = self._keys.get(ticket)
+        if key is None:
+            return []
+        entry = self._entries[key]
+        if entry.lead == ticket:
+            return self._promote(key, entry, now)
+        del entry.followers[ticket], self._keys[ticket]
+        return []
+
+    def expire(self, now: float) -> Told[Ticket]:
+        """End the leads whose lease ran out, and drop kept results that are too old."""
+        while self._kept and next(iter(self._kept.values()))[0] <= now:
+            self._kept_bytes -= self._kept.popitem(last=False)[1][1]
+        late = [(key, entry) for key, entry in self._entries.items() if entry.lease_until <= now]
+        return [told for key, entry in late for told in self._promote(key, entry, now)]
+
+    # ------------------------------------------------------------------ inside
+
+    def _current(self, key: bytes, generation: int) -> "_Entry[Ticket] | None":
+        entry = self._entries.get(key)
+        return entry if entry is not None and entry.generation == generation else None
+
+    def _forget(self, key: bytes, entry: "_Entry[Ticket]") -> None:
+        del self._entries[key], self._keys[entry.lead]
+        for ticket in entry.followers:
+            del self._keys[ticket]
+
+    def _promote(self, key: bytes, entry: "_Entry[Ticket]", now: float) -> Told[Ticket]:
+        del self._keys[entry.lead]
+        if not entry.followers:
+            del self._entries[key]
+            return []
+        ticket = next(iter(entry.followers))
+        lease_s = entry.followers.pop(ticket)
+        self._generation += 1
+        entry.lead, entry.generation, entry.lease_until = ticket, self._generation, now + lease_s
+        return [(ticket, Lead(self._generation))]
+
+    def _keep(self, key: bytes, result: Any, size: int, now: float) -> None:
+        if size > self._keep_bytes:
+            return
+        old = self._kept.pop(key, None)
+        if old is not None:
+            self._kept_bytes -= old[1]
+        self._kept[key] = (now + self._keep_s, size, result)
+        self._kept_bytes += size
+        while self._kept_bytes > self._keep_bytes:
+            self._kept_bytes -= self._kept.popitem(last=False)[1][1]
+
+    def check(self) -> None:
+        """Assert what always holds; for tests."""
+        tickets = [t for entry in self._entries.values() for t in (entry.lead, *entry.followers)]
+        assert len(tickets) == len(set(tickets)), "a ticket stands in two places"
+        assert set(tickets) == set(self._keys), "a ticket is lost"
+        assert all(self._keys[t] == key for key, e in self._entries.items() for t in (e.lead, *e.followers))
+        assert self._kept_bytes == sum(size for _, size, _ in self._kept.values()) <= self._keep_bytes

@@ -1,0 +1,511 @@
+"""The lane: a two-way pipe between two processes that carries many small items in few actor calls.
+
+An actor call costs about half a millisecond of CPU; a row costs a few microseconds. So no row pays for a call of its own:
+
+    calling half (Lane)                            serving half (LaneServer), in an actor
+    post/call ─ waiting ─ submit(block) ────────►  start(item) ... complete(done)
+    on_done  ◄─────────── completions() ◄───────── outbox, everything that has finished since the last yield
+
+Objects and their lifetimes
+- An item has a number, unique in its lane. It ends exactly once: with its completion, or as ActorLost, LaneTimeout or LaneClosed.
+- A lane is named after its owner, and opens under a generation (wall-clock nanoseconds, so a restarted owner is always
+  newer). Opening a newer generation ends the older one: its unfinished items are cancelled, its completions go nowhere.
+- `submit` returns as soon as the block is taken; there is never more than one under way, so items gather by themselves
+  while it is. `completions` is one long-lived stream of lists.
+- Pace: an idle lane sends at once. Under load the two halves leave a gap between sends that grows with the rate of items,
+  up to `MAX_GAP_S`: at 5,000 items/s a call carries about 50 of them, at 100 items/s nothing waits.
+- A peer that stops raises nothing by itself. So items have deadlines, an unanswered submit fails the lane after
+  `ack_timeout_s`, an idle calling half sends a sign of life, and a serving half that hears none for `LEASE_S` closes the lane.
+
+The module knows asyncio but not Ray: `Peer` is what it needs of the other side; `RayPeer` is that over an actor handle.
+"""
+
+import asyncio
+import contextlib
+import gc
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+from actors.errors import ActorLost, LaneClosed, LaneTimeout, RaycadeError
+
+__all__ = ["Batch", "Cancel", "Complete", "Lane", "LaneServer", "Peer", "RayPeer", "as_tasks"]
+
+MAX_GAP_S = 0.005
+ITEMS_PER_S_AT_MAX_GAP = 5_000
+"""The gap grows linearly with the rate of items and reaches MAX_GAP_S here."""
+BLOCK_BYTES = 90_000
+"""Ray carries arguments and results below 100 KiB inline; above, they go through the object store at half the speed."""
+BLOCK_ITEMS = 1_024
+CALM_GC = (50_000, 20, 50)
+"""A process that serves lanes has thousands of live items, which Python's default collector would scan over and over:
+a fifth of a router's CPU."""
+KEEPALIVE_S = 5.0
+LEASE_S = 30.0
+NOTE_S = 1.0
+SWEEP_S = 0.5
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+Cancel = Callable[[], object]
+Complete = Callable[[Done], None]
+Batch = tuple[object, list[tuple[int, Any]]]
+"""What one yield carries: the serving actor's note (its health, say) and the completions as (number, done)."""
+
+
+class Peer(Protocol):
+    """The serving half as the calling half reaches it."""
+
+    async def submit(self, lane: str, generation: int, items: list[tuple[int, Any]], cancel: list[int]) -> bool:
+        """Hand over a block; True when taken, False when the lane is not open there (any more)."""
+        ...
+
+    def completions(self, lane: str, generation: int) -> AsyncGenerator[Batch, None]:
+        """Open the lane: the first batch is a greeting without completions. Ends or raises when the lane is lost."""
+        ...
+
+
+class RayPeer:
+    """A LaneServer in a Ray actor whose methods `submit` and `completions` are the server's."""
+
+    def __init__(self, handle: Any, cancel: Callable[[Any], object]) -> None:
+        self._submit = handle.submit
+        self._completions = handle.completions.options(num_returns="streaming")
+        self._cancel = cancel
+
+    async def submit(self, lane: str, generation: int, items: list[tuple[int, Any]], cancel: list[int]) -> bool:
+        return bool(await self._submit.remote(lane, generation, items, cancel))
+
+    async def completions(self, lane: str, generation: int) -> AsyncGenerator[Batch, None]:
+        stream = self._completions.remote(lane, generation)
+        try:
+            async for ref in stream:
+                yield await ref  # the ref comes even when the value is an error: awaiting it is what raises
+        finally:
+            # Dropping a Ray generator does not stop its producer. The actor may be gone already.
+            with contextlib.suppress(Exception):
+                self._cancel(stream)
+
+
+class _Pace:
+    """How long to leave between two sends, from the rate of items (see the header)."""
+
+    __slots__ = ("_last", "_rate")
+
+    def __init__(self) -> None:
+        self._rate = 0.0
+        self._last = 0.0
+
+    def delay_s(self, now: float) -> float:
+        """Seconds to wait before the next send."""
+        gap = min(MAX_GAP_S, self._rate * (MAX_GAP_S / ITEMS_PER_S_AT_MAX_GAP))
+        return self._last + gap - now
+
+    def sent(self, items: int, now: float) -> None:
+        elapsed = max(now - self._last, 1e-4)
+        weight = min(1.0, elapsed / 0.05)  # a time constant of about 50 ms, whatever the number of sends
+        self._rate += weight * (items / elapsed - self._rate)
+        self._last = now
+
+
+class _Outbox:
+    """One lane in the serving half: what runs, and what has finished and was not yet yielded."""
+
+    __slots__ = ("closed", "finished", "generation", "heard_at", "name", "running", "wake")
+
+    def __init__(self, name: str, generation: int, now: float) -> None:
+        self.name = name
+        self.generation = generation
+        self.running: dict[int, Cancel | None] = {}
+        self.finished: list[tuple[int, Any]] = []
+        self.wake = asyncio.Event()
+        self.closed = False
+        self.heard_at = now
+
+    def complete(self, number: int, done: Any) -> None:
+        """End an item. A second completion of the same item, or one after the lane closed, changes nothing."""
+        if number in self.running and not self.closed:
+            del self.running[number]
+            self.finished.append((number, done))
+            self.wake.set()
+
+
+class LaneServer(Generic[Item, Done]):
+    """The serving half. An actor owns one and forwards its methods `submit` and `completions` to it.
+
+    `start(lane, item, complete)` begins the work of one item and returns at once; it calls `complete(done)` exactly
+    once, now or later, and returns what cancels the work (or None). `note()` rides on every yield. `on_closed(lane)`
+    is told when a lane ends, so that what its owner held can be taken back.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[str, Item, Complete[Done]], Cancel | None],
+        note: Callable[[], object] = lambda: None,
+        on_closed: Callable[[str], None] = lambda lane: None,
+        weigh: Callable[[Done], int] = lambda done: 200,
+    ) -> None:
+        self._start = start
+        self._note = note
+        self._on_closed = on_closed
+        self._weigh = weigh
+        self._lanes: dict[str, _Outbox] = {}
+        self._reaper: asyncio.Task[None] | None = None
+
+        gc.set_threshold(*CALM_GC)
+
+    @property
+    def outstanding(self) -> int:
+        """Items taken and not finished, over all lanes."""
+        return sum(len(box.running) for box in self._lanes.values())
+
+    async def submit(self, lane: str, generation: int, items: list[tuple[int, Item]], cancel: list[int]) -> bool:
+        box = self._lanes.get(lane)
+        if box is None or box.generation != generation:
+            return False
+        box.heard_at = time.monotonic()
+        running, start = box.running, self._start
+        for number, item in items:
+            running[number] = None  # before start(): it may complete at once
+            stop = start(lane, item, partial(box.complete, number))
+            if stop is not None and number in running:
+                running[number] = stop
+        for number in cancel:
+            stop = running.pop(number, None)
+            if stop is not None:
+                stop()
+        return True
+
+    async def completions(self, lane: str, generation: int) -> AsyncGenerator[Batch, None]:
+        old = self._lanes.get(lane)
+        if old is not None:
+            if old.generation >= generation:
+                return
+            self._close(old)
+        box = self._lanes[lane] = _Outbox(lane, generation, time.monotonic())
+        if self._reaper is None:
+            self._reaper = asyncio.create_task(self._reap())
+        pace = _Pace()
+        try:
+            yield self._note(), []
+            while True:
+                if not box.finished:
+                    if box.closed:
+                        return
+                    box.wake.clear()
+                    try:
+                        async with asyncio.timeout(NOTE_S):
+                            await box.wake.wait()
+                    except TimeoutError:
+                        yield self._note(), []  # idle, but what it has to say of itself may have changed
+                    continue
+                delay = pace.delay_s(time.monotonic())
+                if delay > 0:
+                    await asyncio.sleep(delay)
+                block = self._take(box)
+                pace.sent(len(block), time.monotonic())
+                yield self._note(), block
+        finally:
+            self._close(box)
+
+    def _take(self, box: _Outbox) -> list[tuple[int, Done]]:
+        finished = box.finished
+        weight = 0
+        for position, (_, done) in enumerate(finished):
+            weight += self._weigh(done)
+            if (weight > BLOCK_BYTES and position) or position >= BLOCK_ITEMS:
+                box.finished = finished[position:]
+                return finished[:position]
+        box.finished = []
+        return finished
+
+    def _close(self, box: _Outbox) -> None:
+        if box.closed:
+            return
+        box.closed = True
+        box.wake.set()
+        if self._lanes.get(box.name) is box:
+            del self._lanes[box.name]
+        running, box.running = box.running, {}
+        for stop in running.values():
+            if stop is not None:
+                stop()
+        self._on_closed(box.name)
+
+    async def _reap(self) -> None:
+        """Close the lanes whose owner has fallen silent: a dropped Ray generator does not tell its producer."""
+        while True:
+            await asyncio.sleep(LEASE_S / 6)
+            now = time.monotonic()
+            for box in list(self._lanes.values()):
+                if now - box.heard_at > LEASE_S:
+                    self._close(box)
+
+    def close(self) -> None:
+        """End all lanes: their calling halves see them lost."""
+        for box in list(self._lanes.values()):
+            self._close(box)
+        if self._reaper is not None:
+            self._reaper.cancel()
+            self._reaper = None
+
+
+def as_tasks(
+    handle: Callable[[Item], Any], failed: Callable[[Exception], Done]
+) -> Callable[[str, Item, Complete[Done]], Cancel | None]:
+    """A `start` for LaneServer that runs the coroutine function `handle` as one task an item.
+
+    Whatever it raises becomes `failed(error)`, so an item completes also when the code that serves it is wrong.
+    """
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def run(item: Item, complete: Complete[Done]) -> None:
+        try:
+            done = await handle(item)
+        except Exception as error:
+            done = failed(error)
+        complete(done)
+
+    def start(lane: str, item: Item, complete: Complete[Done]) -> Cancel:
+        task = asyncio.get_running_loop().create_task(run(item, complete))
+        tasks.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(tasks.discard)
+        return task.cancel
+
+    return start
+
+
+class Lane(Generic[Item, Done]):
+    """The calling half. `open()` before use; `close()` at the end."""
+
+    def __init__(
+        self,
+        owner: str,
+        peer: Peer,
+        *,
+        name: str = "",
+        max_outstanding: int = 100_000,
+        ack_timeout_s: float = 20.0,
+        on_note: Callable[[Any], None] = lambda note: None,
+        on_up: Callable[[bool], None] = lambda up: None,
+        weigh: Callable[[Item], int] = lambda item: 200,
+    ) -> None:
+        self.owner = owner
+        self.name = name or owner
+        self.up = False
+        """Whether the lane is open now. While it is not, items wait for it to open again."""
+        self._peer = peer
+        self._max_outstanding = max_outstanding
+        self._ack_timeout_s = ack_timeout_s
+        self._on_note = on_note
+        self._on_up = on_up
+        self._weigh = weigh
+        self._number = 0
+        self._handed_over = 0  # numbers up to here were given to submit()
+        self._waiting: deque[tuple[int, Item]] = deque()
+        self._entries: dict[int, tuple[Callable[[Any], None], float]] = {}
+        self._cancel: list[int] = []
+        self._wake = asyncio.Event()
+        self._room: asyncio.Event | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def outstanding(self) -> int:
+        """Items posted and not ended."""
+        return len(self._entries)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._entries) < self._max_outstanding
+
+    async def open(self, timeout_s: float | None = None) -> None:
+        """Open the lane and keep it open until close(): a lost one is opened again under a new generation.
+
+        Raises TimeoutError when the first opening takes longer than `timeout_s` seconds.
+        """
+        if self._keeper is None:
+            self._opened = asyncio.Event()
+            self._keeper = asyncio.create_task(self._keep())
+        async with asyncio.timeout(timeout_s):
+            await self._opened.wait()
+
+    def post(self, item: Item, on_done: Callable[[Any], None], timeout_s: float) -> int:
+        """Send an item; `on_done` is called exactly once, later, with its completion or with an instance of
+        ActorLost, LaneTimeout or LaneClosed. Returns the item's number, for cancel()."""
+        if self._closed:
+            raise LaneClosed(self.name)
+        self._number += 1
+        number = self._number
+        self._entries[number] = (on_done, time.monotonic() + timeout_s)
+        self._waiting.append((number, item))
+        self._wake.set()
+        return number
+
+    async def call(self, item: Item, timeout_s: float) -> Done:
+        """Send an item and wait for its completion. Cancelling the wait cancels the item at the other end.
+
+        Raises ActorLost, LaneTimeout or LaneClosed. Waits for room when `max_outstanding` items are under way.
+        """
+        while not self.has_room:
+            if self._room is None:
+                self._room = asyncio.Event()
+            await self._room.wait()
+        future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        number = self.post(item, partial(_resolve, future), timeout_s)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.cancel(number)
+            raise
+
+    def cancel(self, number: int) -> None:
+        """Give an item up. Its `on_done` is not called any more; the other end is told."""
+        if self._entries.pop(number, None) is not None:
+            self._ended()
+            if number <= self._handed_over:
+                self._cancel.append(number)
+                self._wake.set()
+
+    async def close(self) -> None:
+        """Close the lane; whatever is outstanding ends as LaneClosed."""
+        self._closed = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+            self._keeper = None
+        self._end(list(self._entries), lambda number: LaneClosed(self.name))
+
+    # ------------------------------------------------------------------ inside
+
+    async def _keep(self) -> None:
+        backoff_s = 0.05
+        sweeper = asyncio.create_task(self._sweep())
+        try:
+            while True:
+                stream = self._peer.completions(self.owner, generation := time.time_ns())
+                try:
+                    async with asyncio.timeout(self._ack_timeout_s):
+                        note, _ = await anext(stream)
+                    backoff_s = 0.05
+                    self._on_note(note)
+                    self._set_up(True)
+                    await _first_of(self._receive(stream), self._send(generation))
+                except Exception:  # whatever the transport raises means one thing: the peer is lost
+                    backoff_s = min(1.0, backoff_s * 2)
+                finally:
+                    self._set_up(False)
+                    self._lose()
+                    await _close_stream(stream)
+                await asyncio.sleep(backoff_s)
+        finally:
+            sweeper.cancel()
+
+    def _set_up(self, up: bool) -> None:
+        if up != self.up:
+            self.up = up
+            if up:
+                self._opened.set()
+            self._on_up(up)
+
+    async def _send(self, generation: int) -> None:
+        pace = _Pace()
+        while True:
+            if not self._waiting and not self._cancel:
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(KEEPALIVE_S):
+                        await self._wake.wait()
+            else:
+                delay = pace.delay_s(time.monotonic())
+                # One turn of the loop at least: what is posted in the same turn leaves together.
+                await asyncio.sleep(delay if delay > 0 else 0)
+            block = self._take()
+            cancel, self._cancel = self._cancel, []
+            pace.sent(len(block), time.monotonic())
+            async with asyncio.timeout(self._ack_timeout_s):
+                if not await self._peer.submit(self.owner, generation, block, cancel):
+                    return
+
+    def _take(self) -> list[tuple[int, Item]]:
+        block: list[tuple[int, Item]] = []
+        waiting, entries, weight = self._waiting, self._entries, 0
+        while waiting and len(block) < BLOCK_ITEMS:
+            number, item = waiting[0]
+            if number in entries:  # else it was cancelled or timed out while it waited
+                weight += self._weigh(item)
+                if weight > BLOCK_BYTES and block:
+                    break
+                block.append((number, item))
+            waiting.popleft()
+            self._handed_over = number
+        return block
+
+    async def _receive(self, stream: AsyncIterator[Batch]) -> None:
+        entries = self._entries
+        async for note, batch in stream:
+            self._on_note(note)
+            for number, done in batch:
+                entry = entries.pop(number, None)
+                if entry is not None:
+                    entry[0](done)
+            if self._room is not None:
+                self._ended()
+
+    def _lose(self) -> None:
+        """The peer is gone: everything that was handed over ends as ActorLost; what still waits goes to the next one."""
+        self._cancel.clear()
+        if not self._closed:
+            handed_over = [number for number in self._entries if number <= self._handed_over]
+            self._end(handed_over, lambda number: ActorLost(self.name, sent=True))
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = time.monotonic()
+            late = [number for number, (_, deadline) in self._entries.items() if deadline <= now]
+            if late:
+                self._cancel += [number for number in late if number <= self._handed_over]
+                self._wake.set()
+                self._end(late, lambda number: LaneTimeout(self.name, sent=number <= self._handed_over))
+
+    def _end(self, numbers: Iterable[int], why: Callable[[int], RaycadeError]) -> None:
+        for number in numbers:
+            entry = self._entries.pop(number, None)
+            if entry is not None:
+                entry[0](why(number))
+        self._ended()
+
+    def _ended(self) -> None:
+        if self._room is not None and self.has_room:
+            self._room.set()
+            self._room = None
+
+
+def _resolve(future: "asyncio.Future[Any]", done: Any) -> None:
+    if not future.done():
+        if isinstance(done, Exception):
+            future.set_exception(done)
+        else:
+            future.set_result(done)
+
+
+async def _first_of(*coroutines: Any) -> None:
+    """Run together until one ends or fails; end the others, and raise what it raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _close_stream(stream: AsyncGenerator[Batch, None]) -> None:
+    with contextlib.suppress(Exception):
+        await stream.aclose()

@@ -1,0 +1,68 @@
+"""The router actor: hosts one Router for batch jobs and Python clients, and serves requests through lanes."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+
+from actors.lane import Batch, LaneServer, as_tasks
+from actors.messages import Failure, Request, Result
+from actors.router.flow import Router, RouterNote
+
+__all__ = ["RouterActor"]
+
+NOTE_EVERY_S = 0.25
+
+
+class RouterActor:
+    """Thin shell around Router. `make` builds the Router in this process, when it is first asked for."""
+
+    def __init__(self, make: Callable[[], Router]) -> None:
+        self._make = make
+        self._router: Router | None = None
+        self._opening: asyncio.Lock | None = None
+        self._noted_at = 0.0
+        self._server: LaneServer[Request, Result | Failure] = LaneServer(
+            as_tasks(self._run, _internal), note=self._note, weigh=lambda done: len(done.body) + 400
+        )
+
+    async def open(self) -> None:
+        """Build the router and open its lanes; raises what building raised. Idempotent."""
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            if self._router is None:
+                router = self._make()
+                await router.open()
+                self._router = router
+
+    async def submit(self, lane: str, generation: int, items: list[tuple[int, Request]], cancel: list[int]) -> bool:
+        """See LaneServer."""
+        return await self._server.submit(lane, generation, items, cancel)
+
+    async def completions(self, lane: str, generation: int) -> AsyncGenerator[Batch, None]:
+        """See LaneServer."""
+        await self.open()
+        async for batch in self._server.completions(lane, generation):
+            yield batch
+
+    async def close(self) -> None:
+        """Give back the budget that is held and close the lanes. Idempotent."""
+        self._server.close()
+        if self._router is not None:
+            router, self._router = self._router, None
+            await router.close()
+
+    async def _run(self, request: Request) -> Result | Failure:
+        assert self._router is not None, "a lane is open, so the router is"
+        return await self._router.run(request)
+
+    def _note(self) -> RouterNote | None:
+        now = time.monotonic()
+        if self._router is None or now - self._noted_at < NOTE_EVERY_S:
+            return None
+        self._noted_at = now
+        return self._router.note()
+
+
+def _internal(error: Exception) -> Failure:
+    return Failure("internal", f"{type(error).__name__}: {error}"[:300])

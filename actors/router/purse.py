@@ -1,0 +1,162 @@
+"""The router's purse: reservations at once from what the budget actor has granted, and the exchange that refills it.
+
+The rules are LeaseBook's; here are the waiting and the calls. Most reservations are one dictionary look-up. The budget
+actor is asked at most 50 times a second, whatever the rate of rows; while it is away, what was granted is spent on, and
+whoever finds nothing left waits until it is back.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import assert_never
+
+from actors.budget.lease import Exchange, Exchanged, LeaseBook, Refused, Reserved, Short
+from actors.messages import Account, Amount
+
+__all__ = ["Purse"]
+
+TICK_S = 0.25
+GAP_S = 0.025
+CALL_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 5.0
+
+
+class Purse:
+    """One a router. `exchange` is the budget actor's method."""
+
+    def __init__(self, book: LeaseBook, exchange: Callable[[Exchange], Awaitable[Exchanged]]) -> None:
+        self._book = book
+        self._exchange = exchange
+        self._waiting: dict[Account, deque[tuple[Amount, asyncio.Future[Reserved]]]] = {}
+        self._nudge = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.trouble = ""
+        """Why the budget actor did not answer last time; empty when it did."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for budget now."""
+        return sum(len(line) for line in self._waiting.values())
+
+    def open(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep())
+
+    async def close(self) -> None:
+        """Report everything and give back what is left. Call it when nothing is in flight."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self._task = None
+        with contextlib.suppress(Exception):  # what is not given back counts as spent: safe
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                while (message := self._book.draw_up(time.monotonic(), closing=True)) is not None:
+                    sent_at = time.monotonic()
+                    self._book.apply(await self._exchange(message), sent_at, time.monotonic())
+
+    async def reserve(self, account: Account, amount: Amount, timeout_s: float) -> Reserved:
+        """Set `amount` aside, waiting for it if need be.
+
+        Raises BudgetExceeded when the ledger refuses, TimeoutError after `timeout_s` seconds.
+        """
+        line = self._waiting.get(account)
+        if not line:  # those who wait go first
+            answer = self._book.reserve(account, amount, time.monotonic())
+            match answer:
+                case Reserved():
+                    return answer
+                case Refused():
+                    raise answer.refusal.error()
+                case Short():
+                    line = self._waiting.setdefault(account, deque())
+                case _:
+                    assert_never(answer)
+        return await self._stand_in_line(account, amount, line, timeout_s)
+
+    def settle(self, reserved: Reserved, spent: Amount, unknown: Amount) -> None:
+        """End a reservation; what it leaves goes to those who wait."""
+        self._book.settle(reserved, spent, unknown)
+        line = self._waiting.get(reserved.account)
+        if line:
+            self._serve(reserved.account, line)
+
+    # ------------------------------------------------------------------ inside
+
+    async def _stand_in_line(
+        self, account: Account, amount: Amount, line: deque[tuple[Amount, "asyncio.Future[Reserved]"]], timeout_s: float
+    ) -> Reserved:
+        future: asyncio.Future[Reserved] = asyncio.get_running_loop().create_future()
+        place = (amount, future)
+        line.append(place)
+        self._book.wait_for(account, amount)
+        self._nudge.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except BaseException:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._book.settle(future.result(), Amount())  # it came while the wait was being ended
+            raise
+        finally:
+            self._book.stop_waiting(account, amount)
+            with contextlib.suppress(ValueError):
+                line.remove(place)
+
+    def _serve(self, account: Account, line: deque[tuple[Amount, "asyncio.Future[Reserved]"]]) -> None:
+        """Let everybody in line try, in order: a smaller one may fit where the first does not."""
+        now = time.monotonic()
+        short = 0
+        for place in list(line):
+            amount, future = place
+            if future.done():
+                line.remove(place)
+                continue
+            answer = self._book.reserve(account, amount, now)
+            match answer:
+                case Reserved():
+                    future.set_result(answer)
+                    line.remove(place)
+                case Refused():
+                    future.set_exception(answer.refusal.error())
+                    line.remove(place)
+                case Short():
+                    short += 1
+                    if short >= 16:  # rows of one job are much alike: the rest would not fit either
+                        return
+                case _:
+                    assert_never(answer)
+
+    async def _keep(self) -> None:
+        while True:
+            self._nudge.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._nudge.wait()
+            await self._say()
+            await asyncio.sleep(GAP_S)
+            if self.waiting:
+                self._nudge.set()
+
+    async def _say(self) -> None:
+        sent_at = time.monotonic()
+        message = self._book.draw_up(sent_at)
+        if message is None:
+            return
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                answer = await self._exchange(message)
+        except Exception as error:  # whatever it is: the totals are sent again with the next message
+            self.trouble = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            await asyncio.sleep(TICK_S)
+            return
+        self.trouble = ""
+        self._book.apply(answer, sent_at, time.monotonic())
+        for account, line in list(self._waiting.items()):
+            if line:
+                self._serve(account, line)
+            else:
+                del self._waiting[account]

@@ -1,0 +1,200 @@
+"""`raycade batch`, put together: options in, exit code out.
+
+What can be wrong with the configuration, the options or the files is found before Ray starts and before any call is
+made: it raises ConfigError, which the command line turns into exit 2.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from actors.errors import ConfigError
+from runtime.batch.estimate import estimate, print_estimate
+from runtime.batch.journal import Journal
+from runtime.batch.progress import Progress
+from runtime.batch.reader import open_input
+from runtime.batch.rows import Encoder, Rendered, rank_of
+from runtime.batch.run import BatchRun, Ending
+from runtime.batch.summary import print_summary
+from runtime.batch.writer import OutputWriter
+from runtime.config import Config, digest, load_config, resolve_prices
+from runtime.prompts import load_prompts, render
+from runtime.schemas import load_schema
+
+__all__ = ["EXIT_BUDGET", "EXIT_INTERRUPTED", "EXIT_OK", "EXIT_OTHER", "EXIT_ROWS_FAILED", "EXIT_USAGE", "BatchOptions", "run_job"]
+
+EXIT_OK, EXIT_OTHER, EXIT_USAGE, EXIT_ROWS_FAILED, EXIT_BUDGET, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """The options of `raycade batch`; names as on the command line."""
+
+    input: str
+    output: str
+    config: str | None = None
+    errors: str | None = None
+    min_quality: str | None = None
+    prompt: str | None = None
+    schema: str | None = None
+    max_usd: float | None = None
+    max_tokens: int | None = None
+    limit: int | None = None
+    window: int = 2000
+    dedupe: bool = True
+    report: str | None = None
+    fresh: bool = False
+    dry_run: bool = False
+    address: str | None = None
+    progress: str = "auto"
+
+
+def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> int:
+    """Run one job; the exit code. Raises ConfigError for what is wrong before any call, RaycadeError for the rest."""
+    config = load_config(options.config, environ, check_keys=not options.dry_run)
+    prices = resolve_prices(config)
+    errors = options.errors or _errors_name(options.output)
+    inputs = open_input(options.input, exclude=(options.output, errors))
+    if options.report is not None:
+        raise ConfigError("--report is not built yet; leave it out")
+    render_row, prompt_digest = _prompt(options.prompt, config)
+    schema = load_schema(options.schema) if options.schema else b""
+    quality = options.min_quality or config.router.min_quality
+
+    def encoder(job: str) -> Encoder:
+        return Encoder(
+            config.tiers,
+            min_quality=rank_of(quality),
+            deadline_s=config.router.deadline_s,
+            job=job,
+            share=options.dedupe,
+            schema=schema,
+            render=render_row,
+        )
+
+    if all(tier.rank < rank_of(quality) for tier in config.tiers):
+        raise ConfigError(f"no tier has the quality {quality!r} that is asked for", key="--min-quality")
+    if options.dry_run:
+        found = estimate(inputs, encoder("dry-run"), config, prices, options.dedupe, options.limit)
+        print_estimate(found, Console())
+        return EXIT_OK
+    fingerprint = inputs.fingerprint()
+    identity = f"{digest(config)[:16]}-{prompt_digest[:16]}-{hash_of(schema)}-{quality}"
+    with Journal.open(options.output, errors, fingerprint, identity, options.fresh) as journal:
+        for name in journal.removed:
+            print(f"removed {name} (--fresh)", file=sys.stderr)
+        writer = OutputWriter(options.output, errors, journal)
+        try:
+            return _uvloop_run(_run(options, config, prices, inputs, encoder(journal.run), journal, writer, errors))
+        finally:
+            writer.close()
+
+
+async def _run(
+    options: BatchOptions,
+    config: Config,
+    prices: Any,
+    inputs: Any,
+    encoder: Encoder,
+    journal: Journal,
+    writer: OutputWriter,
+    errors: str,
+) -> int:
+    from runtime.cluster import Cluster  # Ray takes seconds to import: not for a typing error or --dry-run
+
+    already_done = len(journal.done)
+    if already_done:
+        doubt = f"; {journal.in_doubt:,} more were under way and may have been called" if journal.in_doubt else ""
+        print(f"resuming {options.output}: {already_done:,} rows are done{doubt}", file=sys.stderr)
+    quiet = options.progress == "none"
+    if not quiet:
+        print("starting Ray and the actors ...", file=sys.stderr)
+    started = time.monotonic()
+    cluster = await Cluster.start(config, prices, options.address)
+    try:
+        await cluster.open_job(journal.run, options.max_tokens, options.max_usd)
+        events: list[Callable[[str], None]] = []
+        run = BatchRun(
+            inputs,
+            encoder,
+            journal,
+            writer,
+            cluster.router_lanes,
+            window=options.window,
+            share=options.dedupe,
+            limit=options.limit,
+            wait_for_budget=config.budget.on_exhausted == "wait",
+            on_event=lambda text: events[0](text),
+        )
+        progress = Progress(options.progress, config, inputs, run, already_done, options.limit)
+        events.append(progress.event)
+        if not quiet:
+            print(f"ready after {time.monotonic() - started:.1f} s", file=sys.stderr)
+        started = time.monotonic()
+        shown = asyncio.create_task(progress.run())
+        try:
+            ending = await run.run()
+        finally:
+            shown.cancel()
+            await asyncio.gather(shown, return_exceptions=True)
+    finally:
+        await cluster.close()
+    print_summary(config, journal, run, ending, time.monotonic() - started, options.output, errors, Console())
+    return _exit_code(ending, journal)
+
+
+def _exit_code(ending: Ending, journal: Journal) -> int:
+    match ending.stop:
+        case "budget":
+            return EXIT_BUDGET
+        case "interrupted" | "killed":
+            return EXIT_INTERRUPTED
+        case "output" | "input":
+            return EXIT_OTHER
+        case _:
+            return EXIT_ROWS_FAILED if journal.failed else EXIT_OK
+
+
+def _uvloop_run(coroutine: Any) -> int:
+    import uvloop
+
+    code: int = uvloop.run(coroutine)
+    return code
+
+
+def _errors_name(output: str) -> str:
+    return f"{output.removesuffix('.jsonl')}.errors.jsonl"
+
+
+def hash_of(schema: bytes) -> str:
+    """Short name of a schema, for the journal's identity."""
+    import hashlib
+
+    return hashlib.sha256(schema).hexdigest()[:16] if schema else ""
+
+
+def _prompt(spec: str | None, config: Config) -> tuple[Callable[[str, Mapping[str, Any]], Rendered] | None, str]:
+    """How rows with variables become bodies, and what tells this prompt from another."""
+    if spec is None:
+        return None, ""
+    name, at, number = spec.partition("@")
+    if at and not number.isdigit():
+        raise ConfigError(f"expected NAME or NAME@VERSION, found {spec[:80]!r}", key="--prompt")
+    registry = load_prompts(config.prompts.dir)
+    pinned = int(number) if at else None
+    registry.choose(name, "", pinned)  # an unknown name or version is a usage error, not a row's
+
+    def rendered(custom_id: str, variables: Mapping[str, Any]) -> Rendered:
+        version = registry.choose(name, custom_id, pinned)
+        rank = rank_of(version.min_quality) if version.min_quality else 0
+        return Rendered(render(version, variables), version.ref, rank, version.schema)
+
+    return rendered, registry.digest(name, pinned)
+
+

@@ -1,0 +1,509 @@
+"""What a batch job remembers, so that it can be resumed after any death with every row exactly once.
+
+OUT and the errors file are themselves the log of done rows: the id of every line names the run and the row
+(`{"id":"batch_req_ab12cd34_17",...`), so a row counts as done exactly when its whole line can be read. Beside them,
+in `OUT.journal/`:
+
+    meta.json    written once: the run's id, the input's fingerprint, the config's digest. Another job is refused.
+    checkpoint   which rows were done when OUT and ERRORS had which length. Only saves reading: a lost, damaged or
+                 contradicted checkpoint means that both files are scanned from the start, nothing else.
+    intent       the highest row handed out, written before its call. Rows up to it without a line are in doubt:
+                 they may have been called, and paid, by a run that died.
+    lock         held (flock) for as long as the job runs, by the kernel's word and not by the file's presence.
+
+A kill leaves at most one torn line at the end of each file, since lines are written in order: it is cut off and its
+row done again. Everything before it is kept byte for byte.
+"""
+
+import fcntl
+import hashlib
+import os
+import secrets
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import orjson
+
+from actors.errors import ConfigError, RaycadeError
+
+__all__ = ["DoneRows", "Journal", "OutputError", "Snapshot", "id_prefix", "scan"]
+
+_FORMAT = 1
+_BLOCK = 4 << 20
+_TAIL = 4096  # bytes at the end of a checkpointed length whose checksum tells that the file is still the same
+_MAX_DIGITS = 10
+
+
+class OutputError(RaycadeError):
+    """Something could not be written in mid-run. What was whole before is kept, and the job can be resumed."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(file, reason)
+        self.file, self.reason = file, reason
+
+    def __str__(self) -> str:
+        return f"{self.file}: cannot write: {self.reason}; rows without a line are not done, the job can be resumed"
+
+
+class DoneRows:
+    """The set of finished rows, one bit each."""
+
+    __slots__ = ("_bits", "_count", "_first_open")
+
+    def __init__(self, bits: bytes = b"") -> None:
+        self._bits = bytearray(bits)
+        self._count = int.from_bytes(bits, "little").bit_count()
+        self._first_open = 0
+
+    def __contains__(self, row: int) -> bool:
+        byte = row >> 3
+        return byte < len(self._bits) and bool(self._bits[byte] >> (row & 7) & 1)
+
+    def add(self, row: int) -> bool:
+        """False when the row was done already."""
+        bits, byte, bit = self._bits, row >> 3, 1 << (row & 7)
+        if byte >= len(bits):
+            bits.extend(bytes(byte + 1 - len(bits)))
+        elif bits[byte] & bit:
+            return False
+        bits[byte] |= bit
+        self._count += 1
+        return True
+
+    def discard(self, row: int) -> None:
+        if row in self:
+            self._bits[row >> 3] ^= 1 << (row & 7)
+            self._count -= 1
+            self._first_open = min(self._first_open, row)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def count_upto(self, row: int) -> int:
+        """How many of the rows 0 to `row`, itself included, are done."""
+        whole, rest = divmod(row + 1, 8)
+        count = int.from_bytes(self._bits[:whole], "little").bit_count()
+        return count + ((self._bits[whole] & (1 << rest) - 1).bit_count() if rest and whole < len(self._bits) else 0)
+
+    @property
+    def first_open(self) -> int:
+        """The lowest row that is not done. Moves forward only, so asking often costs little."""
+        bits, row = self._bits, self._first_open
+        while row >> 3 < len(bits):
+            byte = bits[row >> 3] >> (row & 7)
+            if byte == 0xFF >> (row & 7):  # all done up to the byte's end
+                row = (row | 7) + 1
+                continue
+            while byte & 1:
+                byte, row = byte >> 1, row + 1
+            break
+        self._first_open = row
+        return row
+
+    def to_bytes(self) -> bytes:
+        return bytes(self._bits)
+
+
+class Snapshot(NamedTuple):
+    """All that a checkpoint holds, at one moment."""
+
+    out_bytes: int
+    errors_bytes: int
+    succeeded: int
+    failed: int
+    mark: int
+    bits: bytes
+
+
+def id_prefix(run: str) -> bytes:
+    """What every line of a run begins with; the row's number follows."""
+    return b'{"id":"batch_req_%s_' % run.encode()
+
+
+def scan(path: str, run: str, start: int = 0, first_line: int = 1) -> Iterator[tuple[int, int, int]]:
+    """(row, offset, length) of every whole line from the byte `start` on, in the order of the file.
+
+    Torn or damaged bytes at the very end are passed over in silence (a crash leaves them); a line that this run did not
+    write is a ConfigError that names it.
+    """
+    prefix, line = id_prefix(run), first_line
+    skip = len(prefix)
+    suspect = False
+    held = b""
+    with open(path, "rb") as file:
+        file.seek(start)
+        while block := file.read(_BLOCK):
+            buffer = held + block
+            base, at = start - len(held), 0
+            start += len(block)
+            nul = buffer.find(b"\0")  # what a file system leaves of a page that never reached the disk
+            while (end := buffer.find(b"\n", at)) >= 0:
+                digits = buffer.find(b'"', at + skip, at + skip + _MAX_DIGITS + 1)
+                number = buffer[at + skip : digits]
+                damaged = buffer[end - 1] != 0x7D or 0 <= nul < end
+                ours = buffer.startswith(prefix, at) and digits > 0 and number.isdigit()
+                if suspect or not (ours or 0 <= nul < end):
+                    raise ConfigError(
+                        "this line was not written by this job, or is damaged; remove it, or start over with --fresh",
+                        file=path,
+                        line=line - suspect,
+                    )
+                if damaged:
+                    suspect = True  # fine if nothing follows
+                else:
+                    yield int(number), base + at, end + 1 - at
+                at, line = end + 1, line + 1
+            held = buffer[at:]
+
+
+class Journal:
+    """The memory of one job. `open` locks it and recovers; `close` unlocks it; nothing in it needs a clean end."""
+
+    def __init__(self, out: str, errors: str, lock: int, meta: dict[str, Any], removed: tuple[str, ...]) -> None:
+        self.out, self.errors = out, errors
+        self.folder = journal_folder(out)
+        self.run: str = meta["run"]
+        self.removed = removed
+        """Files of an earlier job that `fresh` has removed."""
+        self.done = DoneRows()
+        self.succeeded = self.failed = 0
+        self.out_bytes = self.errors_bytes = 0
+        """Length of both files after recovery: where the writer goes on."""
+        self.cut_bytes = 0
+        """Torn bytes that were cut off their ends."""
+        self.mark = -1
+        """The highest row that was ever handed out."""
+        self._lock = lock
+        self._intent = _Intent(self.folder / "intent")
+
+    @classmethod
+    def open(cls, out: str, errors: str, fingerprint: str, config_digest: str, fresh: bool = False) -> Self:
+        """Start a job or take one up again. Raises ConfigError, one line, and leaves every whole line where it is.
+
+        `fresh` removes OUT, ERRORS and the journal first (`removed` says which there were).
+        """
+        _check_names(out, errors)
+        folder = journal_folder(out)
+        existed = folder.is_dir()
+        if not existed and not fresh:
+            _refuse_foreign(out, errors)
+        try:
+            folder.mkdir(exist_ok=True)
+            lock = _locked(folder / "lock", out)
+        except OSError as error:
+            raise ConfigError(f"cannot keep a journal: {error.strerror}", file=str(folder)) from None
+        journal: Self | None = None
+        try:
+            removed = _remove(out, errors, folder) if fresh else ()
+            meta = _meta(out, errors, folder, fingerprint, config_digest)
+            journal = cls(out, errors, lock, meta, removed)
+            journal._recover()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot be opened for writing: {error.strerror}", file=str(error.filename or out)
+            ) from None
+        finally:
+            if journal is None or not journal._intent.open:
+                os.close(lock)
+        return journal
+
+    @property
+    def in_doubt(self) -> int:
+        """Rows that were handed out and have no line: they may have been called. Right after `open`: by earlier runs."""
+        return self.mark + 1 - self.done.count_upto(self.mark)
+
+    def intend(self, upto_row: int) -> None:
+        """Say that every row up to this one, itself included, may be called from now on."""
+        if upto_row > self.mark:
+            try:
+                self._intent.write(upto_row)
+            except OSError as error:
+                raise OutputError(str(self.folder), error.strerror or str(error)) from None
+            self.mark = upto_row
+
+    def snapshot(self, out_bytes: int, errors_bytes: int) -> Snapshot:
+        """What a checkpoint would say now; cheap. The lengths must be those that `done` stands for."""
+        return Snapshot(out_bytes, errors_bytes, self.succeeded, self.failed, self.mark, self.done.to_bytes())
+
+    def store(self, snapshot: Snapshot) -> None:
+        """Make the snapshot the checkpoint, once the files are on disk up to its lengths. Any thread, one at a time."""
+        head = snapshot._asdict()
+        head["bits"] = len(snapshot.bits)
+        try:
+            head["out_sum"] = _tail_sum(self.out, snapshot.out_bytes)
+            head["errors_sum"] = _tail_sum(self.errors, snapshot.errors_bytes)
+            text = orjson.dumps({"format": _FORMAT, **head}) + b"\n" + zlib.compress(snapshot.bits, 1)
+            _replace(self.folder / "checkpoint", text + hashlib.sha256(text).digest())
+        except OSError as error:
+            raise OutputError(str(self.folder), error.strerror or str(error)) from None
+
+    def close(self) -> None:
+        self._intent.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- recovery --------------------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """Find out which rows are done: from the checkpoint, and from the lines written after it."""
+        known = self._checkpoint()
+        self.done = DoneRows(known.bits)
+        self.succeeded, self.out_bytes = self._recovered(self.out, known.out_bytes, known.succeeded)
+        self.failed, self.errors_bytes = self._recovered(self.errors, known.errors_bytes, known.failed)
+        self.mark = max(known.mark, self._intent.start())
+
+    def _checkpoint(self) -> Snapshot:
+        """The checkpoint, or an empty one when there is none that OUT and ERRORS bear out."""
+        nothing = Snapshot(0, 0, 0, 0, -1, b"")
+        try:
+            text = (self.folder / "checkpoint").read_bytes()
+        except FileNotFoundError:
+            return nothing
+        text, digest = text[:-32], text[-32:]
+        if hashlib.sha256(text).digest() != digest:
+            return nothing
+        head, _, bits = text.partition(b"\n")
+        value = orjson.loads(head)
+        if value["format"] != _FORMAT:
+            return nothing
+        known = Snapshot(**{name: value[name] for name in Snapshot._fields} | {"bits": zlib.decompress(bits)})
+        if _tail_sum(self.out, known.out_bytes) != value["out_sum"]:
+            return nothing
+        if _tail_sum(self.errors, known.errors_bytes) != value["errors_sum"]:
+            return nothing
+        return known
+
+    def _recovered(self, path: str, start: int, count: int) -> tuple[int, int]:
+        """Lines and bytes that are whole in this file; what is torn at its end is cut off."""
+        end, last = start, None
+        try:
+            size = os.stat(path).st_size
+        except FileNotFoundError:
+            return 0, 0
+        for row, offset, length in scan(path, self.run, start, count + 1):
+            count += 1
+            if not self.done.add(row):
+                raise ConfigError(
+                    f"row {row} has a second line here; it must have one in this file and the other "
+                    f"({os.path.basename(self.errors if path == self.out else self.out)}) together: "
+                    "remove one of the two, or start over with --fresh",
+                    file=path,
+                    line=count,
+                )
+            end, last = offset + length, row
+        with open(path, "r+b") as file:
+            if last is not None:
+                file.seek(offset)
+                if not _is_json(file.read(length)):
+                    self.done.discard(last)
+                    count, end = count - 1, offset
+            if end < size:
+                file.seek(end)
+                self._refuse_foreign_tail(path, file.read(64), count + 1)
+                file.truncate(end)
+                self.cut_bytes += size - end
+        return count, end
+
+    def _refuse_foreign_tail(self, path: str, tail: bytes, line: int) -> None:
+        """Torn bytes are the beginning of a line of ours (a lost page reads as zeros); anything else is not ours to cut."""
+        prefix = id_prefix(self.run)
+        if not prefix.startswith(tail[: len(prefix)].rstrip(b"\0")):
+            raise ConfigError(
+                "the bytes from here on were not written by this job; remove them, or start over with --fresh",
+                file=path,
+                line=line,
+            )
+
+
+class _Intent:
+    """The high-water mark of rows handed out: checksummed records of 16 bytes, written in turn into a few slots.
+
+    A ring and not a growing log: only the highest mark counts, and a record torn by a crash leaves the one before it.
+    """
+
+    _SLOTS = 32
+    _record = struct.Struct("<QII")  # mark + 1, turn, checksum
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._turn, self._fd = path, 0, -1
+
+    @property
+    def open(self) -> bool:
+        return self._fd >= 0
+
+    def start(self) -> int:
+        """Open the file; the highest mark in it, or -1."""
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        size = self._SLOTS * self._record.size
+        held = os.pread(self._fd, size, 0).ljust(size, b"\0")
+        records = list(self._record.iter_unpack(held))
+        marks = [(next_row - 1, turn) for next_row, turn, crc in records if crc == self._sum(next_row, turn)]
+        mark, self._turn = max(marks, default=(-1, 0))
+        os.pwrite(self._fd, held, 0)  # takes the disk space that later records need
+        return mark
+
+    def write(self, mark: int) -> None:
+        self._turn += 1
+        record = self._record.pack(mark + 1, self._turn, self._sum(mark + 1, self._turn))
+        os.pwrite(self._fd, record, self._turn % self._SLOTS * self._record.size)
+
+    def _sum(self, next_row: int, turn: int) -> int:
+        return zlib.crc32(b"%d %d" % (next_row, turn))
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def journal_folder(out: str) -> Path:
+    return Path(f"{out}.journal")
+
+
+def _check_names(out: str, errors: str) -> None:
+    for path, option in ((out, "-o"), (errors, "--errors")):
+        if path == "-" or path.startswith(("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")):
+            raise ConfigError("a batch writes to files, not to a pipe or device: resuming it needs them", key=option)
+        folder = os.path.dirname(path) or "."
+        if not os.path.isdir(folder):
+            raise ConfigError("the folder does not exist", file=folder, key=option)
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"cannot be written: {error.strerror}", file=path, key=option) from None
+        if not stat.S_ISREG(mode):
+            raise ConfigError("is not a regular file", file=path, key=option)
+    if os.path.realpath(out) == os.path.realpath(errors):
+        raise ConfigError("results and errors need two files", file=errors, key="--errors")
+
+
+def _refuse_foreign(out: str, errors: str) -> None:
+    """Never write over or behind a file that no journal knows. An empty one can be lost by nobody."""
+    for path in (out, errors):
+        if os.path.exists(path) and os.path.getsize(path):
+            raise ConfigError(
+                f"exists and is not known to a journal ({journal_folder(out).name}); --fresh removes it", file=path
+            )
+
+
+def _locked(path: Path, out: str) -> int:
+    """The open lock file, with our process id in it for whoever comes second."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+    except BlockingIOError:
+        holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+        os.close(lock)
+        raise ConfigError(f"another job (process {holder or 'unknown'}) is writing it", file=out) from None
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _remove(out: str, errors: str, folder: Path) -> tuple[str, ...]:
+    """meta.json first: a crash in between leaves an output without a journal, which is refused, not misread."""
+    removed = []
+    for path in (*(str(folder / name) for name in ("meta.json", "checkpoint", "intent")), out, errors):
+        if os.path.lexists(path):
+            os.remove(path)
+            removed.append(path)
+    return tuple(removed)
+
+
+def _meta(out: str, errors: str, folder: Path, fingerprint: str, config_digest: str) -> dict[str, Any]:
+    """The journal's meta.json: read and compared, or made for a new job."""
+    path = folder / "meta.json"
+    errors_name = os.path.relpath(errors, os.path.dirname(out) or ".")
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        _refuse_foreign(out, errors)
+        meta = {
+            "format": _FORMAT,
+            "run": secrets.token_hex(4),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "input": fingerprint,
+            "config": config_digest,
+            "out": os.path.basename(out),
+            "errors": errors_name,
+        }
+        _replace(path, orjson.dumps(meta, option=orjson.OPT_INDENT_2) + b"\n")
+        return meta
+    try:
+        meta = orjson.loads(text)
+        held = [meta[name] for name in ("format", "run", "input", "config", "errors")]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError("is damaged; start over with --fresh", file=str(path)) from None
+    now = [_FORMAT, meta["run"], fingerprint, config_digest, errors_name]
+    names = ("format", "run", "input", "config", "errors file")
+    for name, was, this in zip(names, held, now, strict=True):
+        if was != this:
+            raise ConfigError(
+                f"the journal is of a job with another {name}: it was {was}, now it is {this}; "
+                "give the old one to resume, another -o, or --fresh to remove the old results and start over",
+                file=out,
+            )
+    return dict(meta)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """The whole file or the old one, whatever happens in between, and on disk when this returns."""
+    draft = path.with_suffix(".tmp")
+    try:
+        with open(draft, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+        sync_folder(path.parent)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path | str) -> None:
+    """Bring a folder's entries to disk: a file that is on disk under no name is lost all the same."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _tail_sum(path: str, length: int) -> int:
+    """Checksum of the last bytes before `length`; -1 when the file is shorter than that."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, length - _TAIL))
+            tail = file.read(min(length, _TAIL))
+    except FileNotFoundError:
+        tail = b""
+    return zlib.crc32(tail) if len(tail) == min(length, _TAIL) else -1
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True

@@ -1,0 +1,120 @@
+"""From an input row to the request that the router gets: model, prompt, schema, key and bounds. No I/O."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from actors.coalescer.key import digest
+from actors.errors import ConfigError, InputError
+from actors.messages import Request
+from actors.router.cost import prompt_bound_tokens
+from actors.router.structured import with_schema
+from actors.settings import QUALITIES, TierSettings
+from runtime.batch.reader import Row, RowError
+
+__all__ = ["Encoder", "Rendered"]
+
+MAX_TOKENS_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+CASCADE = "auto"
+
+
+class Rendered(NamedTuple):
+    """A prompt row's body, and what its prompt version asks for."""
+
+    body: dict[str, Any]
+    ref: str
+    """`name@version`."""
+    min_quality: int
+    schema: bytes
+
+
+class Encoder:
+    """Turns rows into requests. One a job."""
+
+    def __init__(
+        self,
+        tiers: Sequence[TierSettings],
+        *,
+        min_quality: int,
+        deadline_s: float,
+        job: str,
+        share: bool,
+        schema: bytes = b"",
+        render: Callable[[str, Mapping[str, Any]], Rendered] | None = None,
+    ) -> None:
+        self._starts: dict[str, int] = {CASCADE: 0}
+        for index, tier in enumerate(tiers):
+            self._starts.setdefault(tier.name, index)
+        for index, tier in enumerate(tiers):
+            self._starts.setdefault(tier.model, index)
+        self._min_quality = min_quality
+        self._deadline_s = deadline_s
+        self._job = job
+        self._share = share
+        self._schema = schema
+        self._render = render
+
+    def encode(self, row: Row) -> Request:
+        """The request of a row. Raises RowError."""
+        rendered = self._rendered(row)
+        source, prompt, min_quality, schema = row.body, "", self._min_quality, self._schema
+        if rendered is not None:
+            source, prompt = rendered.body, rendered.ref
+            min_quality, schema = max(min_quality, rendered.min_quality), schema or rendered.schema
+        start = self._starts.get(source.get("model") or CASCADE)
+        if start is None:
+            names = ", ".join(self._starts)
+            raise _refuse(row, "unknown_model", "body.model", f"expected one of {names}; found {source['model']!r:.80}")
+        body = {name: value for name, value in source.items() if name not in ("model", "stream", "stream_options")}
+        try:
+            encoded = orjson.dumps(body)
+            if schema and row.path == "/chat/completions":
+                encoded = with_schema(encoded, schema, native=True)
+        except (TypeError, ValueError) as error:  # what JSON can say and orjson cannot: a lone surrogate, say
+            raise _refuse(row, "invalid_body", "body", f"cannot be encoded: {error}") from None
+        return Request(
+            id=row.custom_id,
+            path=row.path,
+            body=encoded,
+            digest=self._digest(row.path, body, start, min_quality, prompt, schema),
+            prompt_bound_tokens=prompt_bound_tokens(encoded),
+            max_tokens=next((body[name] for name in MAX_TOKENS_FIELDS if body.get(name)), None),
+            choices=max(body.get("n") or 1, body.get("best_of") or 1)
+            if isinstance(body.get("best_of") or 1, int)
+            else 1,
+            start_tier=start,
+            min_quality=min_quality,
+            deadline_s=self._deadline_s,
+            job=self._job,
+            prompt=prompt,
+            schema=schema,
+        )
+
+    def _digest(
+        self, path: str, body: dict[str, Any], start: int, min_quality: int, prompt: str, schema: bytes
+    ) -> bytes:
+        if not self._share:
+            return b""
+        return digest(path, body, start_tier=start, min_quality=min_quality, prompt=prompt, schema=schema)
+
+    def _rendered(self, row: Row) -> Rendered | None:
+        if row.variables is None:
+            return None
+        if self._render is None:
+            raise _refuse(row, "invalid_body", "variables", "a row with variables needs --prompt NAME")
+        try:
+            return self._render(row.custom_id, row.variables)
+        except InputError as error:
+            raise _refuse(row, error.code, error.field or "variables", error.message) from None
+        except ConfigError as error:
+            raise _refuse(row, "invalid_prompt", "variables", str(error)) from None
+
+
+def rank_of(quality: str) -> int:
+    """0 basic, 1 medium, 2 high."""
+    return QUALITIES.index(quality)
+
+
+def _refuse(row: Row, code: str, field: str, message: str) -> RowError:
+    return RowError(row.number, code, message, row.file, row.line, field, row.custom_id)

@@ -1,0 +1,428 @@
+"""The loop of `raycade batch`: rows in, requests through the routers, lines out.
+
+    reader -> encode -> share? -> journal.intend -> lane.post -> ... -> on_done -> writer.flush -> done
+
+Everything runs on one event loop but reading and fsync, which have threads. A row is held from the moment it is read
+until its line stands in a file; so memory is bounded by the window, whatever the size of the input. Rows are done only
+by the writer: whatever dies in between, a row without a line is a row to do.
+"""
+
+import asyncio
+import contextlib
+import signal
+from array import array
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import orjson
+
+from actors.errors import ActorLost, InputError, LaneClosed, LaneTimeout
+from actors.lane import Lane
+from actors.messages import Failure, Request, Result
+from runtime.batch.digests import DigestTable, digest_of
+from runtime.batch.journal import Journal, OutputError, scan
+from runtime.batch.reader import InputSet, RawRow, Row, RowError, parse_row
+from runtime.batch.rows import Encoder
+from runtime.batch.sharing import Sharing
+from runtime.batch.tally import Tally
+from runtime.batch.writer import OutputWriter
+
+__all__ = ["BatchRun", "Ending", "Stop"]
+
+Stop = Literal["", "budget", "interrupted", "killed", "output", "input"]
+
+PIECE_ROWS = 64
+"""Rows that are handed out at one go; the journal's intent runs ahead of the calls by at most this many."""
+IN_FLIGHT_BYTES = 256 << 20
+CHECKPOINT_S = 5.0
+REDO_LIMIT = 20
+"""How often a row is sent again after actors died with it; then it is the row that is suspected of killing them."""
+BUDGET_LOOK_S = 30.0
+GRACE_S = 60.0
+
+
+class Ending(NamedTuple):
+    """How a run ended. `stop` is empty when the input is done."""
+
+    stop: Stop
+    message: str
+
+
+class BatchRun:
+    """One run of one job. `run()` once."""
+
+    def __init__(
+        self,
+        inputs: InputSet,
+        encoder: Encoder,
+        journal: Journal,
+        writer: OutputWriter,
+        make_lanes: Callable[..., "list[Lane[Request, Any]]"],
+        *,
+        window: int,
+        share: bool,
+        limit: int | None,
+        wait_for_budget: bool,
+        on_event: Callable[[str], None],
+    ) -> None:
+        self.tally = Tally()
+        self.in_flight = 0
+        """Rows read and not yet done, those that wait for an equal row included."""
+        self.skipped = 0
+        """Rows that were done by earlier runs."""
+        self._inputs = inputs
+        self._encoder = encoder
+        self._journal = journal
+        self._writer = writer
+        self._make_lanes = make_lanes
+        self._lanes: list[Lane[Request, Any]] = []
+        self._window = window
+        self._sharing = Sharing() if share else None
+        self._limit = limit
+        self._wait_for_budget = wait_for_budget
+        self._on_event = on_event
+        self._ids = DigestTable()
+        self._keys: dict[int, bytes] = {}
+        self._bytes = 0
+        self._room = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._ending = Ending("", "")
+        self._flush_due = False
+
+    # ------------------------------------------------------------------ the run
+
+    async def run(self) -> Ending:
+        """Do every row that is not done. Whatever happens, lines that were made are written."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupted)
+        checkpoints = asyncio.create_task(self._checkpoint())
+        try:
+            self._lanes = self._make_lanes(
+                f"batch-{self._journal.run}", weigh=lambda request: len(request.body) + 350, on_note=self._noted
+            )
+            await asyncio.gather(*(lane.open(60.0) for lane in self._lanes))
+            await self._until_stopped(self._feed())
+            if self._ending.stop not in ("killed", "output"):
+                await self._until_stopped(self._drain())
+        except TimeoutError:
+            self._stop("output", "the routers did not answer within 60 s")
+        finally:
+            checkpoints.cancel()
+            await asyncio.gather(checkpoints, return_exceptions=True)
+            self._flush()
+            for lane in self._lanes:
+                await lane.close()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+        return self._ending
+
+    async def _until_stopped(self, work: Any) -> None:
+        """Run `work` until it ends, or until the run is to stop at once."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            stop.cancel()
+            task.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
+
+    async def _feed(self) -> None:
+        chunks = self._inputs.chunks()
+        offsets = self._earlier_offsets()
+        while not self._ending.stop:
+            try:
+                chunk = await asyncio.to_thread(next, chunks, None)
+            except InputError as error:
+                self._stop("input", str(error))
+                return
+            if chunk is None:
+                return
+            for start in range(0, len(chunk), PIECE_ROWS):
+                piece = chunk[start : start + PIECE_ROWS]
+                if self._limit is not None and piece[-1].number >= self._limit:
+                    piece = [raw for raw in piece if raw.number < self._limit]
+                ready = [pair for raw in piece if (pair := self._prepare(raw, offsets)) is not None]
+                await self._hand_out(ready)
+                if self._ending.stop or len(piece) < len(chunk[start : start + PIECE_ROWS]):
+                    return
+
+    async def _drain(self) -> None:
+        while self.in_flight:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def _earlier_offsets(self) -> "array[int] | None":
+        """Where the lines of earlier runs lie, by row number, so that later equal rows share them too."""
+        if self._sharing is None or not self._journal.succeeded:
+            return None
+        offsets = array("q", b"")
+        for number, offset, _ in scan(self._journal.out, self._journal.run):
+            if number >= len(offsets):
+                offsets.extend([-1] * (number + 1 - len(offsets)))
+            offsets[number] = offset
+        return offsets
+
+    # ------------------------------------------------------------------ a row, from its line to its request
+
+    def _prepare(self, raw: RawRow, offsets: "array[int] | None") -> tuple[Row, Request] | None:
+        """The row and its request; None when there is nothing to send: it is done, refused, or shares a call."""
+        row = parse_row(raw)
+        earlier = raw.number in self._journal.done
+        if earlier:
+            self.skipped += 1
+        if isinstance(row, RowError):
+            if not earlier:
+                self._refuse(row)
+            return None
+        first = self._ids.setdefault(digest_of(row.custom_id), row.number)
+        try:
+            if first != row.number:
+                message = (
+                    f"expected a custom_id of its own; {row.custom_id[:80]!r} is that of row {first + 1} of the input"
+                )
+                raise RowError(
+                    row.number, "duplicate_custom_id", message, row.file, row.line, "custom_id", row.custom_id
+                )
+            if earlier and (offsets is None or row.number >= len(offsets) or offsets[row.number] < 0):
+                return None
+            request = self._encoder.encode(row)
+        except RowError as error:
+            if not earlier:
+                self._refuse(error)
+            return None
+        row = row._replace(body={}, variables=None)  # the request carries it from here on
+        if self._sharing is not None:
+            if earlier:
+                assert offsets is not None
+                self._sharing.remember(request.digest, offsets[row.number])
+                return None
+            offset = self._sharing.offset(request.digest)
+            if offset is not None:
+                self._share_from_file(row, request, offset)
+                return None
+            self._took(request)
+            if self._sharing.follow(row, request):
+                return None
+            self._keys[row.number] = request.digest
+        elif earlier:
+            return None
+        else:
+            self._took(request)
+        return row, request
+
+    def _took(self, request: Request) -> None:
+        self.in_flight += 1
+        self._bytes += len(request.body)
+
+    async def _hand_out(self, ready: list[tuple[Row, Request]]) -> None:
+        """Post rows when there is room; their intent is in the journal before."""
+        if not ready:
+            await asyncio.sleep(0)
+            return
+        try:
+            self._journal.intend(ready[-1][0].number)
+        except OutputError as error:
+            self._stop("output", str(error))
+            return
+        for row, request in ready:
+            self._post(row, request, 0)
+        while (self.in_flight >= self._window or self._bytes >= IN_FLIGHT_BYTES) and not self._ending.stop:
+            self._room.clear()
+            await self._room.wait()
+        await asyncio.sleep(0)
+
+    def _post(self, row: Row, request: Request, redone: int) -> None:
+        lane = min(self._lanes, key=lambda lane: lane.outstanding + (0 if lane.up else 1_000_000))
+        with contextlib.suppress(LaneClosed):  # closing: the row stays undone
+            lane.post(request, lambda done: self._on_done(row, request, redone, done), request.deadline_s + GRACE_S)
+
+    # ------------------------------------------------------------------ a row, from its result to its line
+
+    def _on_done(self, row: Row, request: Request, redone: int, done: object) -> None:
+        match done:
+            case Result():
+                self._add_result(row, request, done)
+                self._end_followers(row, request, done)
+            case Failure(resumable=True):
+                self._put_off(row, request, done)
+            case Failure():
+                self._add_failure(row, request, done)
+                self._end_followers(row, request, done)
+            case ActorLost() | LaneTimeout() if redone < REDO_LIMIT:
+                self.tally.redone += 1
+                self._post(row, request, redone + 1)
+            case LaneClosed():
+                pass  # the run is ending; the row stays undone
+            case _:
+                failure = Failure("internal", f"sent {redone + 1} times and lost every time: {done}"[:300])
+                self._add_failure(row, request, failure)
+                self._end_followers(row, request, failure)
+
+    def _add_result(self, row: Row, request: Request, result: Result) -> None:
+        if result.coalesced:
+            self.tally.shared(result.usage.total_tokens)
+            extra: dict[str, Any] = {"tier": result.tier, "coalesced": True, "cost_usd": 0}
+        else:
+            self.tally.result(result)
+            extra = {"tier": result.tier, "attempts": len(result.attempts), "cost_usd": result.cost.usd_micros / 1e6}
+        self._line(row, request, result, extra)
+
+    def _line(self, row: Row, request: Request, result: Result, extra: dict[str, Any]) -> None:
+        if request.prompt:
+            extra["prompt"] = request.prompt
+        if result.parsed:
+            extra["parsed"] = orjson.loads(result.parsed)
+        self._writer.add_result(row, result.body, result.status, self._request_id(row), extra)
+        self._ended(request)
+
+    def _add_failure(self, row: Row, request: Request, failure: Failure) -> None:
+        self.tally.failure(failure.kind, failure)
+        extra: dict[str, Any] = {"attempts": len(failure.attempts), "cost_usd": failure.cost.usd_micros / 1e6}
+        if request.prompt:
+            extra["prompt"] = request.prompt
+        self._writer.add_error(
+            row.number,
+            row.custom_id,
+            failure.kind,
+            failure.message,
+            failure.status or None,
+            failure.body or None,
+            extra,
+            self._request_id(row),
+            row.file,
+            row.line,
+        )
+        self._ended(request)
+
+    def _end_followers(self, row: Row, request: Request, done: Result | Failure) -> None:
+        """Equal rows have the same answer; a failure that was not the request's own makes the next one try."""
+        if self._sharing is None:
+            return
+        if isinstance(done, Failure):
+            self._keys.pop(row.number, None)
+        followers = self._sharing.end(row.number)
+        if isinstance(done, Result) or done.own_fault:
+            for follower, their_request in followers:
+                if isinstance(done, Result):
+                    self.tally.shared(done.usage.total_tokens)
+                    extra = {"tier": done.tier, "coalesced": True, "cost_usd": 0}
+                    self._line(follower, their_request, done, extra)
+                else:
+                    self._add_failure(follower, their_request, done._replace(attempts=(), cost=type(done.cost)()))
+            return
+        lead: Row | None = None
+        for follower, their_request in followers:
+            if not self._sharing.follow(follower, their_request):
+                lead = follower
+                self._keys[follower.number] = their_request.digest
+                self._post(follower, their_request, 0)
+        assert lead is not None or not followers
+
+    def _share_from_file(self, row: Row, request: Request, offset: int) -> None:
+        try:
+            body = self._writer.read_line(offset)
+        except OSError as error:
+            self._stop("output", f"{self._journal.out}: {error.strerror or error}")
+            return
+        self.tally.shared(_total_tokens(body))
+        extra: dict[str, Any] = {"coalesced": True, "cost_usd": 0}
+        if request.prompt:
+            extra["prompt"] = request.prompt
+        self._writer.add_result(row, body, 200, self._request_id(row), extra)
+        self._schedule_flush()
+
+    def _put_off(self, row: Row, request: Request, failure: Failure) -> None:
+        """A budget has nothing left for the row: wait for its window to turn, or stop the job with the row undone."""
+        if self._wait_for_budget and failure.retry_after_s is not None:
+            self._on_event(failure.message)
+            pause_s = min(failure.retry_after_s + 0.5, BUDGET_LOOK_S)
+            asyncio.get_running_loop().call_later(pause_s, self._post, row, request, 0)
+            return
+        self._stop("budget", failure.message)
+        self._ended(request)
+        if self._sharing is not None:
+            for _, their_request in self._sharing.end(row.number):
+                self._ended(their_request)
+
+    def _refuse(self, error: RowError) -> None:
+        self.tally.failure(error.code, None)
+        self._writer.add_error(error.number, error.custom_id, error.code, str(error))
+        self._schedule_flush()
+
+    def _ended(self, request: Request) -> None:
+        self.in_flight -= 1
+        self._bytes -= len(request.body)
+        self._schedule_flush()
+
+    def _request_id(self, row: Row) -> str:
+        return f"req_{self._journal.run}_{row.number}"
+
+    # ------------------------------------------------------------------ lines to disk
+
+    def _schedule_flush(self) -> None:
+        """Flush once the completions of this turn of the loop are all in."""
+        if not self._flush_due:
+            self._flush_due = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        if self._ending.stop == "output":
+            return
+        try:
+            written = self._writer.flush()
+        except OutputError as error:
+            self._stop("output", str(error))
+            return
+        if self._sharing is not None:
+            for line in written:
+                key = self._keys.pop(line.number, b"")
+                if line.ok:
+                    self._sharing.remember(key, line.offset)
+        if self.in_flight < self._window:
+            self._room.set()
+        if not self.in_flight:
+            self._idle.set()
+
+    async def _checkpoint(self) -> None:
+        while True:
+            await asyncio.sleep(CHECKPOINT_S)
+            try:
+                await asyncio.to_thread(self._writer.store, self._writer.snapshot())
+            except OutputError as error:
+                self._stop("output", str(error))
+                return
+
+    # ------------------------------------------------------------------ stopping
+
+    def _noted(self, note: Any) -> None:
+        if note is not None:
+            self.tally.note("router", note)
+
+    def _interrupted(self) -> None:
+        if self._ending.stop == "interrupted":
+            self._ending = Ending("killed", "stopped at once")
+            self._stopping.set()
+        else:
+            self._stop("interrupted", "interrupted")
+            self._on_event(f"stopping: {self.in_flight} rows in flight are being finished; once more to stop at once")
+
+    def _stop(self, stop: Stop, message: str) -> None:
+        """Take no more rows. Those in flight are finished, unless there is nowhere to write them."""
+        if not self._ending.stop:
+            self._ending = Ending(stop, message)
+        if stop == "output":
+            self._ending = Ending(stop, message)
+            self._stopping.set()
+        self._room.set()
+
+
+def _total_tokens(body: bytes) -> int:
+    usage = orjson.loads(body).get("usage") or {}
+    total = usage.get("total_tokens")
+    return total if isinstance(total, int) else 0

@@ -1,0 +1,107 @@
+"""The command line: `raycade batch | mock`. Options are read here; what they do is elsewhere.
+
+Every error that a user can make ends in one line on stderr and exit code 2; a traceback is a defect of ours.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from actors.errors import ConfigError, RaycadeError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Send any number of prompts to language-model APIs: nothing lost, nothing overspent.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Send any number of prompts to language-model APIs: nothing lost, nothing overspent."""
+
+
+@app.command()
+def batch(
+    input: Annotated[str, typer.Option("-i", "--input", help="JSONL (plain, .gz, .zst), a folder, a glob, or - .")],
+    output: Annotated[str, typer.Option("-o", "--output", help="JSONL of answers; its journal lies beside it.")],
+    config: Annotated[str | None, typer.Option("-c", "--config", help="Default: raycade.yaml.")] = None,
+    errors: Annotated[str | None, typer.Option(help="Failed rows. Default: OUT with .errors.jsonl.")] = None,
+    min_quality: Annotated[str | None, typer.Option(help="basic, medium or high: never use a tier below.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="NAME or NAME@VERSION, for rows with variables.")] = None,
+    schema: Annotated[str | None, typer.Option(help="module:Class or file.json that answers must satisfy.")] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="The most this job may cost.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=0, help="The most tokens this job may use.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
+    window: Annotated[int, typer.Option(min=1, help="Rows in flight.")] = 2000,
+    dedupe: Annotated[bool, typer.Option("--dedupe/--no-dedupe", help="Equal rows share one call.")] = True,
+    report: Annotated[str | None, typer.Option(help="Write an HTML report here.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over: removes OUT, ERRORS and the journal.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, estimate and check; call nothing.")] = False,
+    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster to join.")] = None,
+    progress: Annotated[str, typer.Option(help="auto, bar, log or none.")] = "auto",
+) -> None:
+    """Run a file of requests through the cascade. Run it again to resume.
+
+    Exit codes: 0 every row succeeded; 3 some rows failed; 4 stopped by a budget; 130 interrupted; 2 usage or
+    configuration; 1 anything else. After 4, 130 and 1 the same command goes on where it stopped.
+    """
+    from runtime.batch.job import BatchOptions, run_job
+
+    if min_quality is not None and min_quality not in ("basic", "medium", "high"):
+        raise ConfigError(f"expected basic, medium or high, found {min_quality[:60]!r}", key="--min-quality")
+    if progress not in ("auto", "bar", "log", "none"):
+        raise ConfigError(f"expected auto, bar, log or none, found {progress[:60]!r}", key="--progress")
+    options = BatchOptions(
+        input,
+        output,
+        config,
+        errors,
+        min_quality,
+        prompt,
+        schema,
+        max_usd,
+        max_tokens,
+        limit,
+        window,
+        dedupe,
+        report,
+        fresh,
+        dry_run,
+        address,
+        progress,
+    )
+    raise typer.Exit(run_job(options))
+
+
+@app.command()
+def mock(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    scenario: Annotated[str, typer.Option(help="A built-in name (ok, flaky, dead, hang, ...) or a YAML file.")] = "ok",
+    latency: Annotated[float | None, typer.Option(min=0, help="Seconds before every answer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the scenario's chances.")] = None,
+) -> None:
+    """Serve a mock OpenAI endpoint: for trying things out, tests and load benchmarks."""
+    from runtime.mock.main import run
+
+    raise typer.Exit(run(host, port, scenario, latency, seed))
+
+
+def main() -> None:
+    """Entry point of `raycade` and `python -m runtime`."""
+    try:
+        app()
+    except ConfigError as error:
+        print(f"raycade: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RaycadeError as error:
+        print(f"raycade: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,220 @@
+"""Everything that knows Ray: starting or joining it, making the actors, finding them again, and shutting down.
+
+Actors are plain classes; Ray is applied here and nowhere else. They have names in one namespace, so that an actor that
+Ray restarts finds the others by name and no handle has to be kept in Ray's object store. All restart for ever; none
+has its calls retried by Ray, since a retried call to an endpoint is a call that is paid for twice.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported: nothing is sent anywhere
+os.environ.setdefault(
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+)  # its new default, which else is announced in a warning
+
+import ray
+from ray.exceptions import RayError
+
+import actors
+import runtime
+from actors.budget.actor import BudgetActor
+from actors.budget.ledger import Snapshot
+from actors.coalescer.actor import CoalescerActor
+from actors.errors import ClusterError, RaycadeError
+from actors.lane import Lane, RayPeer
+from actors.messages import Request
+from actors.router.actor import RouterActor
+from actors.router.flow import Peers, Router
+from actors.settings import Price, ScopeSettings
+from runtime.config import Config
+
+__all__ = ["Cluster"]
+
+NAMESPACE = "raycade"
+OBJECT_STORE_BYTES = 200 * 1024 * 1024
+"""Of an embedded Ray: rows travel inline, so the object store is nearly unused."""
+READY_TIMEOUT_S = 120.0
+CLOSE_TIMEOUT_S = 8.0
+
+
+class Cluster:
+    """A running set of actors. `start()` makes one, `close()` ends it."""
+
+    def __init__(self, config: Config, prefix: str, embedded: bool) -> None:
+        self._config = config
+        self._prefix = prefix
+        self._embedded = embedded
+        self.handles: dict[str, Any] = {}
+        """Actor handles by name, such as `router/0` or `tier/premium/1`."""
+
+    @classmethod
+    async def start(cls, config: Config, prices: dict[str, Price], address: str | None = None) -> "Cluster":
+        """Start or join Ray, and make the actors. Raises ClusterError.
+
+        `address`: a Ray cluster to join; None: the cluster this process was submitted to, if any, else an embedded one.
+        """
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        embedded = address == "local"
+        await asyncio.to_thread(_connect, address)
+        cluster = cls(config, f"job-{uuid4().hex[:8]}", embedded)
+        try:
+            await cluster._make_actors(prices)
+        except BaseException:
+            await cluster.close()
+            raise
+        return cluster
+
+    async def _make_actors(self, prices: dict[str, Price]) -> None:
+        config, prefix = self._config, self._prefix
+        state_dir = os.path.abspath(config.state_dir)
+        # Imported here, since a router's process imports this module too and has no use for the openai package.
+        from actors.tier.actor import TierActor
+
+        self._make("budget", BudgetActor, config.budget, state_dir)
+        self._make("coalescer", CoalescerActor, config.coalesce)
+        for tier in config.tiers:
+            for index in range(tier.replicas):
+                self._make(f"tier/{tier.name}/{index}", TierActor, tier)
+        for index in range(config.router.replicas):
+            self._make(f"router/{index}", RouterActor, partial(_make_router, prefix, index, config, prices, _digest()))
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                routers = [handle.open.remote() for name, handle in self.handles.items() if name.startswith("router/")]
+                await asyncio.gather(*routers)
+        except TimeoutError:
+            raise ClusterError(f"the actors did not start within {READY_TIMEOUT_S:g} s") from None
+        except RayError as error:
+            raise _plain(error) from None
+
+    def _make(self, name: str, plain: type, *args: object) -> None:
+        options = {
+            "name": f"{self._prefix}/{name}",
+            "namespace": NAMESPACE,
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "max_concurrency": 1000,
+        }
+        self.handles[name] = ray.remote(plain).options(**options).remote(*args)
+
+    def router_lanes(self, owner: str, **options: Any) -> "list[Lane[Request, Any]]":
+        """A calling half for every router, not yet open. `options` go to Lane."""
+        names = [name for name in self.handles if name.startswith("router/")]
+        return [Lane(owner, RayPeer(self.handles[name], _cancel), name=name, **options) for name in names]
+
+    async def open_job(self, job: str, max_tokens: int | None, max_usd: float | None) -> None:
+        """Give the job's scope in the ledger its own limits. Raises RaycadeError."""
+        try:
+            async with asyncio.timeout(30.0):
+                await self.handles["budget"].open_job.remote(
+                    job, self._config.budget.jobs.get(job, ScopeSettings()), max_tokens=max_tokens, max_usd=max_usd
+                )
+        except RayError as error:
+            raise _plain(error) from None
+        except TimeoutError:
+            raise ClusterError("the budget actor does not answer") from None
+
+    async def budget(self) -> Snapshot:
+        """What the ledger says now. Raises RaycadeError."""
+        try:
+            async with asyncio.timeout(10.0):
+                snapshot: Snapshot = await self.handles["budget"].show.remote()
+                return snapshot
+        except RayError as error:
+            raise _plain(error) from None
+        except TimeoutError:
+            raise ClusterError("the budget actor does not answer") from None
+
+    async def close(self) -> None:
+        """Let the routers give back what they hold, then end the actors, and Ray if it is ours. Never raises."""
+        routers = [handle.close.remote() for name, handle in self.handles.items() if name.startswith("router/")]
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await asyncio.gather(*routers, return_exceptions=True)
+        for handle in self.handles.values():
+            with contextlib.suppress(Exception):
+                ray.kill(handle)
+        self.handles.clear()
+        await asyncio.to_thread(ray.shutdown)
+
+
+def _connect(address: str) -> None:
+    options: dict[str, Any] = (
+        {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False} if address == "local" else {}
+    )
+    try:
+        ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level="ERROR",
+            **options,
+        )
+    except Exception as error:  # Ray raises a dozen kinds here, from ConnectionError to its own
+        raise ClusterError(f"cannot {'start' if address == 'local' else 'reach'} Ray: {_first_line(error)}") from None
+
+
+def _make_router(prefix: str, index: int, config: Config, prices: dict[str, Price], digest: str) -> Router:
+    """Build the Router inside its actor's process, from the names of the other actors. Raises ClusterError."""
+    _check_code(digest)
+
+    def find(name: str) -> Any:
+        return ray.get_actor(f"{prefix}/{name}", namespace=NAMESPACE)
+
+    budget = find("budget")
+
+    async def exchange(message: Any) -> Any:
+        return await budget.exchange.remote(message)
+
+    tiers = [[RayPeer(find(f"tier/{tier.name}/{i}"), _cancel) for i in range(tier.replicas)] for tier in config.tiers]
+    peers = Peers(tiers, RayPeer(find("coalescer"), _cancel) if config.coalesce.enabled else None, exchange)
+    return Router(
+        f"{prefix}/router/{index}", config.tiers, prices, config.router, config.budget, config.coalesce, peers
+    )
+
+
+def _cancel(stream: Any) -> None:
+    ray.cancel(stream)
+
+
+def _sources() -> Iterable[Path]:
+    for package in (actors, runtime):
+        assert package.__file__ is not None
+        yield from sorted(Path(package.__file__).parent.rglob("*.py"))
+
+
+def _digest() -> str:
+    """What tells this code from another version of it."""
+    digest = hashlib.sha256()
+    for path in _sources():
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _check_code(expected: str) -> None:
+    if _digest() != expected:
+        raise ClusterError(
+            f"the workers have other code than the program that started them ({actors.__file__}, {runtime.__file__} there); "
+            "install the same version of raycade on all nodes, and mind folders of your own called actors or runtime"
+        )
+
+
+def _plain(error: RayError) -> RaycadeError:
+    """Our own error out of the one that Ray wraps around it."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, RaycadeError):
+        return cause
+    return error if isinstance(error, RaycadeError) else ClusterError(_first_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

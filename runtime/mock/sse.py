@@ -1,0 +1,69 @@
+"""The events of a streamed answer, as bytes. Pure; `stream` sends them at the scenario's pace."""
+
+from typing import NamedTuple
+
+import orjson
+
+from runtime.mock.ask import Ask
+from runtime.mock.behaviour import Behaviour
+from runtime.mock.content import Content
+from runtime.mock.shapes import USAGE, contents, finish_reason, quoted
+
+__all__ = ["Events", "chat_events", "completions_events"]
+
+_DONE = b"data: [DONE]\n\n"
+_CHAT = b'data: {"id":"chatcmpl-%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[%b]%b}\n\n'
+_TEXT = b'data: {"id":"cmpl-%b","object":"text_completion","created":%d,"model":%b,"choices":[%b]%b}\n\n'
+_ROLE = b'{"index":%d,"delta":{"role":"assistant","content":"","refusal":null},"finish_reason":null,"logprobs":null}'
+_DELTA = b'{"index":%d,"delta":{"content":%b},"finish_reason":null,"logprobs":null}'
+_STOP = b'{"index":%d,"delta":{},"finish_reason":%b,"logprobs":null}'
+_TEXT_DELTA = b'{"index":%d,"text":%b,"finish_reason":null,"logprobs":null}'
+_TEXT_STOP = b'{"index":%d,"text":"","finish_reason":%b,"logprobs":null}'
+
+
+class Events(NamedTuple):
+    opening: bytes
+    tokens: list[bytes]
+    """One entry per token; what has no pace of its own stands in opening and closing."""
+    closing: bytes
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def chat_events(ask: Ask, behaviour: Behaviour, id_: bytes, created: int) -> Events:
+    return _events(_CHAT, _DELTA, _STOP, _ROLE, ask, behaviour, id_, created)
+
+
+def completions_events(ask: Ask, behaviour: Behaviour, id_: bytes, created: int) -> Events:
+    return _events(_TEXT, _TEXT_DELTA, _TEXT_STOP, b"", ask, behaviour, id_, created)
+
+
+def _events(
+    whole: bytes, delta: bytes, stop: bytes, role: bytes, ask: Ask, behaviour: Behaviour, id_: bytes, created: int
+) -> Events:
+    made = contents(ask, behaviour)
+    model = quoted(ask.model)
+
+    # Asked for, usage stands in the last event and is null in the others; else there is none.
+    no_usage = b',"usage":null' if ask.include_usage else b""
+
+    def event(choices: bytes, usage: bytes = no_usage) -> bytes:
+        return whole % (id_, created, model, choices, usage)
+
+    opening = b"".join(event(role % index) for index in range(len(made))) if role else b""
+    tokens = [
+        event(delta % (index, orjson.dumps(piece))) for index, content in enumerate(made) for piece in _pieces(content)
+    ]
+    prompt, completion = ask.prompt_tokens, sum(content.tokens for content in made)
+    if behaviour.outcome == "truncated":
+        return Events(opening, tokens, b"", prompt, completion)
+    closing = [event(stop % (index, finish_reason(content.cut, False))) for index, content in enumerate(made)]
+    if ask.include_usage:
+        closing.append(event(b"", b',"usage":' + USAGE % (prompt, completion, prompt + completion)))
+    return Events(opening, tokens, b"".join(closing) + _DONE, prompt, completion)
+
+
+def _pieces(content: Content) -> list[str]:
+    """The text in at most as many pieces as it has tokens."""
+    size = -(-len(content.text) // content.tokens) if content.tokens else 1
+    return [content.text[at : at + size] for at in range(0, len(content.text), size)]

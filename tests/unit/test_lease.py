@@ -1,0 +1,427 @@
+"""The lease book alone, and a whole fleet of books against one ledger in simulated time."""
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from actors.budget.lease import (
+    AccountGrant,
+    BudgetRefusal,
+    Exchange,
+    Exchanged,
+    LeaseBook,
+    Refused,
+    Reserved,
+    Short,
+    Totals,
+)
+from actors.budget.ledger import Ledger, LimitKey
+from actors.errors import BudgetExceeded
+from actors.messages import Account, Amount
+
+ACCOUNT = Account("premium", "job", "")
+OTHER = Account("economy", "job", "")
+
+
+@pytest.fixture
+def book() -> Iterator[LeaseBook]:
+    """A book whose incarnations are called 1, 2, 3; checked at the end of every test."""
+    book = new_book("router")
+    yield book
+    book.check()
+
+
+def new_book(holder: str) -> LeaseBook:
+    numbers = itertools.count(1)
+    return LeaseBook(holder, lambda: f"{holder}-{next(numbers)}")
+
+
+def grant(
+    book: LeaseBook, amount: Amount, now: float, *, unlimited: bool = False, refusal: BudgetRefusal | None = None
+) -> Exchange:
+    """Let the book ask, and answer with `amount` as the running total of what ACCOUNT was granted."""
+    message = book.draw_up(now)
+    assert message is not None
+    answer = AccountGrant(ACCOUNT, amount, unlimited, refusal)
+    book.apply(Exchanged(message.sequence, True, 10.0, (answer,)), now, now)
+    return message
+
+
+def reserved(outcome: Reserved | Short | Refused) -> Reserved:
+    assert isinstance(outcome, Reserved)
+    return outcome
+
+
+def test_nothing_is_reserved_before_the_first_answer(book: LeaseBook) -> None:
+    """A new book holds nothing, so the first attempt waits and its need is in the first message."""
+    assert book.reserve(ACCOUNT, Amount(100, 5), 0.0) == Short()
+    assert book.draw_up(0.0) is None
+    book.wait_for(ACCOUNT, Amount(100, 5))
+    message = book.draw_up(0.0)
+    assert message is not None
+    assert [(r.account, r.totals, r.want, r.least) for r in message.accounts] == [
+        (ACCOUNT, Totals(), Amount(100, 5), Amount(100, 5))
+    ]
+
+
+def test_reserving_and_settling_keeps_count(book: LeaseBook) -> None:
+    """A settled reservation gives back what it did not spend, and the report states the running totals."""
+    book.wait_for(ACCOUNT, Amount(100, 50))
+    grant(book, Amount(100, 50), 0.0)
+    book.stop_waiting(ACCOUNT, Amount(100, 50))
+    first = reserved(book.reserve(ACCOUNT, Amount(80, 40), 0.1))
+    assert book.reserve(ACCOUNT, Amount(80, 40), 0.1) == Short()
+    book.settle(first, Amount(30, 10), Amount(20, 0))
+    second = reserved(book.reserve(ACCOUNT, Amount(50, 40), 0.1))
+    message = book.draw_up(0.6)
+    assert message is not None
+    assert message.accounts[0].totals == Totals(spent=Amount(30, 10), unknown=Amount(20, 0))
+    book.settle(second, Amount(50, 40))
+
+
+def test_a_reservation_settles_once(book: LeaseBook) -> None:
+    """A second settle of the same reservation changes nothing, so a doubled `finally` cannot create budget."""
+    book.wait_for(ACCOUNT, Amount(100))
+    grant(book, Amount(100), 0.0)
+    book.stop_waiting(ACCOUNT, Amount(100))
+    taken = reserved(book.reserve(ACCOUNT, Amount(100), 0.1))
+    book.settle(taken, Amount(10))
+    book.settle(taken, Amount(10))
+    assert book.reserve(ACCOUNT, Amount(91), 0.1) == Short()
+    assert isinstance(book.reserve(ACCOUNT, Amount(90), 0.1), Reserved)
+
+
+def test_usage_above_its_reservation_is_charged_beyond(book: LeaseBook) -> None:
+    """An overrun does not eat into other reservations: it is reported as beyond, and counted."""
+    book.wait_for(ACCOUNT, Amount(200, 20))
+    grant(book, Amount(200, 20), 0.0)
+    book.stop_waiting(ACCOUNT, Amount(200, 20))
+    taken = reserved(book.reserve(ACCOUNT, Amount(100, 10), 0.1))
+    book.settle(taken, Amount(130, 4))
+    assert book.overrun == Amount(30, 0)
+    assert isinstance(book.reserve(ACCOUNT, Amount(100, 16), 0.1), Reserved)
+    message = book.draw_up(0.6)
+    assert message is not None
+    assert message.accounts[0].totals == Totals(spent=Amount(130, 4), beyond=Amount(30, 0))
+
+
+def test_nothing_is_reserved_from_a_lease_that_has_ended(book: LeaseBook) -> None:
+    """The lease counts from the moment the question was sent, not from the answer."""
+    book.wait_for(ACCOUNT, Amount(100))
+    message = book.draw_up(0.0)
+    assert message is not None
+    book.apply(Exchanged(1, True, 10.0, (AccountGrant(ACCOUNT, Amount(1000), False, None),)), 0.0, 8.0)
+    assert isinstance(book.reserve(ACCOUNT, Amount(1), 9.99), Reserved)
+    assert book.reserve(ACCOUNT, Amount(1), 10.0) == Short()
+
+
+def test_an_unlimited_account_reserves_freely_until_the_lease_ends(book: LeaseBook) -> None:
+    """Without a limit there is no grant to wait for, but spend is reported and silence still ends it."""
+    book.wait_for(ACCOUNT, Amount(100))
+    grant(book, Amount(), 0.0, unlimited=True)
+    book.stop_waiting(ACCOUNT, Amount(100))
+    taken = reserved(book.reserve(ACCOUNT, Amount(10**12, 10**12), 9.0))
+    book.settle(taken, Amount(70, 7))
+    assert book.reserve(ACCOUNT, Amount(1), 10.0) == Short()
+    message = book.draw_up(10.0)
+    assert message is not None
+    assert message.accounts[0].totals == Totals(spent=Amount(70, 7), beyond=Amount(70, 7))
+
+
+def test_late_doubled_and_reordered_answers_change_nothing(book: LeaseBook) -> None:
+    """Answers carry totals, so an older one can neither add to nor take from what is held."""
+    book.wait_for(ACCOUNT, Amount(100))
+    first, second = book.draw_up(0.0), book.draw_up(1.0)
+    assert first is not None
+    assert second is not None
+    newer = Exchanged(second.sequence, True, 10.0, (AccountGrant(ACCOUNT, Amount(150), False, None),))
+    older = Exchanged(first.sequence, True, 10.0, (AccountGrant(ACCOUNT, Amount(100), True, None),))
+    for answer in (newer, older, newer, older):
+        book.apply(answer, 0.0, 1.0)
+    assert isinstance(book.reserve(ACCOUNT, Amount(150), 1.0), Reserved)
+    assert book.reserve(ACCOUNT, Amount(1), 1.0) == Short()
+
+
+def test_what_an_answer_did_not_confirm_is_said_again(book: LeaseBook) -> None:
+    """A report whose answer is lost is repeated until one comes; a confirmed one is not."""
+    book.wait_for(ACCOUNT, Amount(100))
+    grant(book, Amount(100), 0.0)
+    book.stop_waiting(ACCOUNT, Amount(100))
+    book.settle(reserved(book.reserve(ACCOUNT, Amount(100), 0.1)), Amount(100))
+    for now in (0.6, 1.2):
+        message = book.draw_up(now)
+        assert message is not None
+        assert message.accounts[0].totals.spent == Amount(100)
+    grant(book, Amount(100), 1.8)
+    assert book.draw_up(2.4) is None
+
+
+def test_a_closed_incarnation_is_forgotten_whole(book: LeaseBook) -> None:
+    """After an invalid answer the book starts from zero, and old reservations settle without effect."""
+    book.wait_for(ACCOUNT, Amount(100))
+    grant(book, Amount(300), 0.0)
+    old = reserved(book.reserve(ACCOUNT, Amount(100), 0.1))
+    message = book.draw_up(0.6)
+    assert message is not None
+    book.apply(Exchanged(message.sequence, False, 0.0, ()), 0.6, 0.7)
+    assert book.incarnation == "router-2"
+    assert book.reserve(ACCOUNT, Amount(1), 0.7) == Short()
+    book.settle(old, Amount(80))
+    book.apply(Exchanged(message.sequence, True, 10.0, (AccountGrant(ACCOUNT, Amount(300), False, None),)), 0.6, 0.8)
+    assert book.reserve(ACCOUNT, Amount(1), 0.8) == Short()
+    again = book.draw_up(1.2)
+    assert again is not None
+    assert (again.incarnation, again.accounts[0].totals) == ("router-2", Totals())
+
+
+def test_spend_beyond_grants_survives_the_end_of_an_incarnation(book: LeaseBook) -> None:
+    """What no grant covered was not booked when the lease ended, so the next incarnation reports it."""
+    book.wait_for(ACCOUNT, Amount(100))
+    grant(book, Amount(), 0.0, unlimited=True)
+    early, late = (reserved(book.reserve(ACCOUNT, Amount(100), 0.1)) for _ in range(2))
+    book.settle(early, Amount(40))
+    message = book.draw_up(0.6)
+    assert message is not None
+    book.apply(Exchanged(message.sequence, False, 0.0, ()), 0.6, 0.7)
+    book.settle(late, Amount(), Amount(100))
+    assert grant(book, Amount(), 1.2, unlimited=True).accounts[0].totals == Totals()
+    assert grant(book, Amount(), 1.8, unlimited=True).accounts[0].totals == Totals(
+        Amount(40), Amount(100), Amount(), Amount(140)
+    )
+
+
+def test_a_refusal_holds_for_what_is_too_large_and_not_for_ever(book: LeaseBook) -> None:
+    """A smaller reservation may still fit, and after a second the ledger is asked again."""
+    refusal = BudgetRefusal("all", "day", "tokens", 1000, 950, 7200.0)
+    book.wait_for(ACCOUNT, Amount(100))
+    grant(book, Amount(), 0.0, refusal=refusal)
+    book.stop_waiting(ACCOUNT, Amount(100))
+    assert book.reserve(ACCOUNT, Amount(51), 0.5) == Refused(refusal)
+    assert book.reserve(ACCOUNT, Amount(50), 0.5) == Short()
+    assert book.reserve(ACCOUNT, Amount(51), 1.0) == Short()
+
+
+def test_a_refusal_becomes_the_error_that_users_see() -> None:
+    """The refusal carries everything that BudgetExceeded names."""
+    error = BudgetRefusal("tier:premium", "hour", "usd", 5_000_000, 4_990_000, 61.0).error()
+    assert isinstance(error, BudgetExceeded)
+    assert str(error) == (
+        "budget of scope 'tier:premium' per hour: $4.99 of $5.00 spent or booked, not enough left; "
+        "the window turns in 1 min 1 s"
+    )
+
+
+def test_idle_holdings_go_back(book: LeaseBook) -> None:
+    """After a second without a reservation everything free is returned."""
+    book.wait_for(ACCOUNT, Amount(100))
+    grant(book, Amount(500), 0.0)
+    book.stop_waiting(ACCOUNT, Amount(100))
+    message = book.draw_up(1.5)
+    assert message is not None
+    assert message.accounts[0].totals.returned == Amount(500)
+    assert message.accounts[0].want == Amount()
+    assert book.reserve(ACCOUNT, Amount(1), 1.5) == Short()
+
+
+def test_a_remainder_too_small_for_those_who_wait_goes_back_with_the_question(book: LeaseBook) -> None:
+    """Otherwise the remainders of several routers could lock each other out for ever."""
+    book.wait_for(ACCOUNT, Amount(100))
+    grant(book, Amount(99), 0.0)
+    message = book.draw_up(0.2)
+    assert message is not None
+    report = message.accounts[0]
+    assert (report.totals.returned, report.want, report.least) == (Amount(99), Amount(100), Amount(100))
+
+
+def test_a_book_asks_ahead_by_its_recent_rate(book: LeaseBook) -> None:
+    """Under steady use the book asks before it runs dry, for about a second's worth."""
+    book.wait_for(ACCOUNT, Amount(100))
+    grant(book, Amount(100_000), 0.0)
+    book.stop_waiting(ACCOUNT, Amount(100))
+    wants = []
+    for tick in range(1, 400):
+        now = tick * 0.05
+        for _ in range(5):  # 100 reservations of 100 tokens a second
+            taken = book.reserve(ACCOUNT, Amount(100), now)
+            if isinstance(taken, Reserved):
+                book.settle(taken, Amount(100))
+        message = book.draw_up(now)
+        if message is not None:
+            held = next(iter(message.accounts), None)
+            wants.append(held.want.tokens if held else 0)
+            total = sum(wants) + 100_000
+            book.apply(
+                Exchanged(message.sequence, True, 10.0, (AccountGrant(ACCOUNT, Amount(total), False, None),)), now, now
+            )
+    assert book.reserve(ACCOUNT, Amount(100), 20.0) != Short()
+    assert 2_000 < max(wants) < 12_000
+    assert len(wants) < 60
+
+
+def test_questions_keep_their_distance(book: LeaseBook) -> None:
+    """Those who begin to wait are asked for together, and after a fruitless answer the book pauses longer."""
+    book.wait_for(ACCOUNT, Amount(100))
+    grant(book, Amount(), 0.0)
+    assert book.draw_up(0.05) is None
+    grant(book, Amount(100), 0.11)
+    book.wait_for(ACCOUNT, Amount(200))
+    book.wait_for(OTHER, Amount(200))
+    assert book.draw_up(0.12) is None
+    message = book.draw_up(0.14)
+    assert message is not None
+    assert {report.account for report in message.accounts} == {ACCOUNT, OTHER}
+
+
+def test_closing_returns_everything_in_one_message(book: LeaseBook) -> None:
+    """When all is answered and settled, one message ends the lease; then there is nothing left to say."""
+    book.wait_for(ACCOUNT, Amount(100))
+    grant(book, Amount(500), 0.0)
+    book.stop_waiting(ACCOUNT, Amount(100))
+    message = book.draw_up(0.1, closing=True)
+    assert message is not None
+    assert message.closing
+    assert message.accounts[0].totals.returned == Amount(500)
+    book.apply(Exchanged(message.sequence, True, 10.0, ()), 0.1, 0.1)
+    assert book.draw_up(0.2, closing=True) is None
+
+
+def test_closing_first_learns_of_grants_whose_answer_was_lost(book: LeaseBook) -> None:
+    """A grant nobody knows of could not be returned and would count as spent."""
+    ledger = Ledger({LimitKey("all", "day", "tokens"): 1000})
+    book.wait_for(ACCOUNT, Amount(100))
+    lost = book.draw_up(0.0)
+    assert lost is not None
+    ledger.exchange(lost, 0.0)
+    book.stop_waiting(ACCOUNT, Amount(100))
+    while (message := book.draw_up(0.1, closing=True)) is not None:
+        book.apply(ledger.exchange(message, 0.1), 0.1, 0.1)
+    status = next(row for row in ledger.snapshot(0.2).limits if row.limit)
+    assert (status.spent, status.reserved, ledger.snapshot(0.2).holders) == (0, 0, 0)
+
+
+def test_quiet_accounts_are_put_aside_and_come_back(book: LeaseBook) -> None:
+    """An account at rest costs no look at every tick, and works as before when it is used again."""
+    book.wait_for(ACCOUNT, Amount(100))
+    grant(book, Amount(100), 0.0)
+    book.stop_waiting(ACCOUNT, Amount(100))
+    book.settle(reserved(book.reserve(ACCOUNT, Amount(100), 0.0)), Amount(100))
+    grant(book, Amount(100), 2.0)
+    assert book.draw_up(4.0) is None
+    book.check()
+    book.wait_for(ACCOUNT, Amount(100))
+    assert grant(book, Amount(200), 5.0).accounts[0].totals.spent == Amount(100)
+    assert isinstance(book.reserve(ACCOUNT, Amount(100), 5.0), Reserved)
+
+
+# -- a fleet in simulated time -----------------------------------------------------------------------------------
+
+
+class Fleet:
+    """Routers with many attempts in flight against one ledger; a message takes 5 ms each way, an attempt 0.2 to 1.2 s."""
+
+    def __init__(self, ledger: Ledger, routers: int, in_flight: int, seed: int, *, rows: int = 10**9) -> None:
+        self.random = Random(seed)
+        self.ledger = ledger
+        self.now = 0.0
+        self.rows = rows
+        self.served = self.refused = self.done = self.calls = 0
+        self.events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self.order = itertools.count()
+        self.books = [new_book(f"router-{number}") for number in range(routers)]
+        self.waiting: dict[LeaseBook, list[Amount]] = {book: [] for book in self.books}
+        self.idle = dict.fromkeys(self.books, in_flight // routers)
+        for book in self.books:
+            self.later(self.random.random() * 0.02, self.tick, book)
+
+    def later(self, delay_s: float, act: Callable[..., None], *arguments: Any) -> None:
+        heapq.heappush(self.events, (self.now + delay_s, next(self.order), act, arguments))
+
+    def run(self, until: float) -> None:
+        while self.events and self.events[0][0] <= until:
+            self.now, _, act, arguments = heapq.heappop(self.events)
+            act(*arguments)
+
+    def tick(self, book: LeaseBook) -> None:
+        for _ in range(self.idle[book]):
+            self.begin(book)
+        self.idle[book] = 0
+        message = book.draw_up(self.now)
+        if message is None:
+            self.later(0.02, self.tick, book)
+        else:
+            self.calls += 1
+            self.later(0.005, self.arrive, book, message, self.now)
+
+    def arrive(self, book: LeaseBook, message: Exchange, sent_at: float) -> None:
+        answer = self.ledger.exchange(message, self.now)
+        self.ledger.check()
+        self.later(0.005, self.answered, book, answer, sent_at)
+
+    def answered(self, book: LeaseBook, answer: Exchanged, sent_at: float) -> None:
+        book.apply(answer, sent_at, self.now)
+        self.retry(book)
+        self.later(0.0, self.tick, book)
+
+    def retry(self, book: LeaseBook) -> None:
+        waiting, self.waiting[book] = self.waiting[book], []
+        for amount in waiting:
+            book.stop_waiting(ACCOUNT, amount)
+            self.begin(book, amount)
+
+    def begin(self, book: LeaseBook, amount: Amount | None = None) -> None:
+        if amount is None:
+            if not self.rows:
+                return
+            self.rows -= 1
+            amount = Amount(1500, 1500)
+        match book.reserve(ACCOUNT, amount, self.now):
+            case Reserved() as taken:
+                self.later(0.2 + self.random.random(), self.end, book, taken)
+            case Short():
+                book.wait_for(ACCOUNT, amount)
+                self.waiting[book].append(amount)
+            case Refused():
+                self.refused += 1
+
+    def end(self, book: LeaseBook, taken: Reserved) -> None:
+        spent = self.random.randint(150, 250)
+        self.served += spent
+        self.done += 1
+        book.settle(taken, Amount(spent, spent))
+        self.retry(book)
+        self.begin(book)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_four_routers_use_up_a_budget_and_never_pass_it(seed: int) -> None:
+    """2,000 in flight, 200 spent of 1,500 reserved: between 98% and 100% is served, then everybody is refused."""
+    ledger = Ledger({LimitKey("all", "day", "tokens"): 300_000})
+    fleet = Fleet(ledger, routers=4, in_flight=2000, seed=seed)
+    fleet.run(until=300.0)
+    assert fleet.refused == 2000
+    assert not any(fleet.waiting.values())
+    assert 0.98 * 300_000 <= fleet.served <= 300_000
+    status = next(row for row in ledger.snapshot(fleet.now).limits if row.limit)
+    assert (status.spent, status.reserved, status.unknown) == (fleet.served, 0, 0)
+
+
+def test_with_plenty_left_the_budget_actor_is_asked_a_few_times_a_second() -> None:
+    """Four routers at about 2,900 attempts a second need well under 50 exchanges a second."""
+    fleet = Fleet(Ledger({LimitKey("all", "day", "tokens"): 10**12}), routers=4, in_flight=2000, seed=1)
+    fleet.run(until=10.0)
+    assert fleet.done > 20_000
+    assert fleet.calls < 500
+
+
+def test_a_job_that_ends_leaves_nothing_reserved() -> None:
+    """When the rows are done, idle holdings come back by themselves within two seconds, without closing."""
+    ledger = Ledger({LimitKey("all", "day", "tokens"): 10**7})
+    fleet = Fleet(ledger, routers=4, in_flight=400, seed=2, rows=3000)
+    fleet.run(until=12.0)
+    assert fleet.done == 3000
+    status = next(row for row in ledger.snapshot(fleet.now).limits if row.limit)
+    assert (status.spent, status.reserved) == (fleet.served, 0)
