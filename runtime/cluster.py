@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,15 @@ class Cluster:
         }
         self.handles[name] = ray.remote(plain).options(**options).remote(*args)
 
-    def router_lanes(self, owner: str, **options: Any) -> "list[Lane[Request, Any]]":
-        """A calling half for every router, not yet open. `options` go to Lane."""
+    def router_lanes(
+        self, owner: str, on_note: Callable[[str, Any], None], weigh: Callable[[Request], int]
+    ) -> "list[Lane[Request, Any]]":
+        """A calling half for every router, not yet open. `on_note` gets the router's name and its note."""
         names = [name for name in self.handles if name.startswith("router/")]
-        return [Lane(owner, RayPeer(self.handles[name], _cancel), name=name, **options) for name in names]
+        return [
+            Lane(owner, RayPeer(self.handles[name], _cancel), name=name, on_note=partial(on_note, name), weigh=weigh)
+            for name in names
+        ]
 
     async def open_job(self, job: str, max_tokens: int | None, max_usd: float | None) -> None:
         """Give the job's scope in the ledger its own limits. Raises RaycadeError."""

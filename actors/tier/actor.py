@@ -18,8 +18,8 @@ from actors.settings import TierSettings
 from actors.tier.breaker import Breaker, Outcome, Permit, Refused
 from actors.tier.classify import Whole, classify_error, classify_reply
 from actors.tier.concurrency import Concurrency
-from actors.tier.limiter import RateLimits
 from actors.tier.endpoints import make_transport
+from actors.tier.limiter import RateLimits
 from actors.tier.transport import Transport, TransportError
 
 __all__ = ["TierActor", "TierReply"]

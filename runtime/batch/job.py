@@ -27,7 +27,16 @@ from runtime.config import Config, digest, load_config, resolve_prices
 from runtime.prompts import load_prompts, render
 from runtime.schemas import load_schema
 
-__all__ = ["EXIT_BUDGET", "EXIT_INTERRUPTED", "EXIT_OK", "EXIT_OTHER", "EXIT_ROWS_FAILED", "EXIT_USAGE", "BatchOptions", "run_job"]
+__all__ = [
+    "EXIT_BUDGET",
+    "EXIT_INTERRUPTED",
+    "EXIT_OK",
+    "EXIT_OTHER",
+    "EXIT_ROWS_FAILED",
+    "EXIT_USAGE",
+    "BatchOptions",
+    "run_job",
+]
 
 EXIT_OK, EXIT_OTHER, EXIT_USAGE, EXIT_ROWS_FAILED, EXIT_BUDGET, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -81,7 +90,16 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
     if all(tier.rank < rank_of(quality) for tier in config.tiers):
         raise ConfigError(f"no tier has the quality {quality!r} that is asked for", key="--min-quality")
     if options.dry_run:
-        found = estimate(inputs, encoder("dry-run"), config, prices, options.dedupe, options.limit)
+        found = estimate(
+            inputs,
+            encoder("dry-run"),
+            config,
+            prices,
+            options.dedupe,
+            options.limit,
+            max_tokens=options.max_tokens,
+            max_usd=options.max_usd,
+        )
         print_estimate(found, Console())
         return EXIT_OK
     fingerprint = inputs.fingerprint()
@@ -143,9 +161,11 @@ async def _run(
         finally:
             shown.cancel()
             await asyncio.gather(shown, return_exceptions=True)
+        duration_s = time.monotonic() - started
     finally:
         await cluster.close()
-    print_summary(config, journal, run, ending, time.monotonic() - started, options.output, errors, Console())
+    total = progress.total_rows if options.limit is None else options.limit
+    print_summary(config, journal, run, ending, duration_s, options.output, errors, Console(), total)
     return _exit_code(ending, journal)
 
 
@@ -196,5 +216,3 @@ def _prompt(spec: str | None, config: Config) -> tuple[Callable[[str, Mapping[st
         return Rendered(render(version, variables), version.ref, rank, version.schema)
 
     return rendered, registry.digest(name, pinned)
-
-

@@ -43,6 +43,8 @@ class Encoder:
         schema: bytes = b"",
         render: Callable[[str, Mapping[str, Any]], Rendered] | None = None,
     ) -> None:
+        self._tiers = tiers
+        self._firsts: dict[tuple[int, int], str] = {}
         self._starts: dict[str, int] = {CASCADE: 0}
         for index, tier in enumerate(tiers):
             self._starts.setdefault(tier.name, index)
@@ -54,6 +56,15 @@ class Encoder:
         self._share = share
         self._schema = schema
         self._render = render
+
+    def first_tier(self, request: Request) -> str:
+        """Name of the tier that the request should have, were all tiers well."""
+        key = (request.start_tier, request.min_quality)
+        name = self._firsts.get(key)
+        if name is None:
+            fit = [tier.name for tier in self._tiers[key[0] :] if tier.rank >= key[1]]
+            name = self._firsts[key] = fit[0] if fit else ""
+        return name
 
     def encode(self, row: Row) -> Request:
         """The request of a row. Raises RowError."""

@@ -268,7 +268,7 @@ class BatchRun:
             self.tally.shared(result.usage.total_tokens)
             extra: dict[str, Any] = {"tier": result.tier, "coalesced": True, "cost_usd": 0}
         else:
-            self.tally.result(result)
+            self.tally.result(result, self._encoder.first_tier(request))
             extra = {"tier": result.tier, "attempts": len(result.attempts), "cost_usd": result.cost.usd_micros / 1e6}
         self._line(row, request, result, extra)
 
@@ -400,9 +400,9 @@ class BatchRun:
 
     # ------------------------------------------------------------------ stopping
 
-    def _noted(self, note: Any) -> None:
+    def _noted(self, router: str, note: Any) -> None:
         if note is not None:
-            self.tally.note("router", note)
+            self.tally.note(router, note)
 
     def _interrupted(self) -> None:
         if self._ending.stop == "interrupted":

@@ -5,7 +5,6 @@ calls and duration are this run's; what earlier runs did is one line. How amount
 `span`) and what failures are called is said here once, for the progress display and the estimate too.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -161,7 +160,7 @@ def summary_dict(
         "coalesced": {"rows": tally.coalesced, "saved_tokens": tally.saved_tokens},
         "asked_again": tally.asked_again,
         "sent_again": tally.redone,
-        "fell_back": _fell_back(run),
+        "fell_back": {"rows": sum(tally.fell_back.values()), "from": dict(tally.fell_back.most_common())},
         "tiers": [_tier_dict(tier.name, tier.model, run) for tier in config.tiers],
         "files": {"out": out, "errors": errors, "journal": str(journal_folder(out))},
     }
@@ -170,8 +169,6 @@ def summary_dict(
 def _tier_dict(name: str, model: str, run: BatchRun) -> dict[str, Any]:
     tally = run.tally
     kinds = {kind: count for (tier, kind), count in tally.attempts.items() if tier == name and kind not in NOT_A_CALL}
-    # Counted by newer tallies only: without it the dollars stand in the total alone.
-    costs: Counter[str] | None = getattr(tally, "tier_cost_usd_micros", None)
     answered = kinds.pop("ok", 0)
     return {
         "name": name,
@@ -182,19 +179,9 @@ def _tier_dict(name: str, model: str, run: BatchRun) -> dict[str, Any]:
         "failed_by_kind": kinds,
         "rows": tally.served[name],
         "tokens": tally.tier_tokens[name],
-        "cost_usd": None if costs is None else costs[name] / 1e6,
+        "cost_usd": tally.tier_cost_usd_micros[name] / 1e6,
         "breaker_opened": tally.opened[name],
     }
-
-
-def _fell_back(run: BatchRun) -> dict[str, Any]:
-    """How many rows another tier answered than the one they were meant for, and which that was where it is known."""
-    tally = run.tally
-    by_tier: Counter[str] | None = getattr(tally, "fell_back", None)  # newer tallies count by the tier they left
-    if by_tier is not None:
-        return {"rows": sum(by_tier.values()), "from": dict(by_tier.most_common())}
-    left = {tier for tier, kind in tally.attempts if kind != "ok"}
-    return {"rows": tally.moved_on, "from": {left.pop(): tally.moved_on} if tally.moved_on and len(left) == 1 else {}}
 
 
 # -- the summary in words ------------------------------------------------------------------------------------------
@@ -267,7 +254,7 @@ def _tiers_table(tiers: list[dict[str, Any]], wide: bool) -> Table:
             "why": kinds_in_words(tier["failed_by_kind"]),
             "rows": f"{tier['rows']:,}",
             "tokens": f"{tier['tokens']:,}",
-            "cost": dollars(round((tier["cost_usd"] or 0) * 1e6)),
+            "cost": dollars(round(tier["cost_usd"] * 1e6)),
             "breaker opened": times(tier["breaker_opened"]) if tier["breaker_opened"] else "never",
         }
         table.add_row(tier["name"], *(Text(cells[name]) for name in names))
@@ -283,8 +270,6 @@ def _sentences(told: Mapping[str, Any], wide: bool) -> Iterator[str]:
     fell = told["fell_back"]
     for name, count in fell["from"].items():
         yield f"{rows(count)} fell back from {name} to another tier."
-    if fell["rows"] and not fell["from"]:
-        yield f"{rows(fell['rows'])} fell back from the tier that was asked first to another one."
     shared = told["coalesced"]
     if shared["rows"]:
         yield f"{rows(shared['rows'])} shared another row's answer, which saved {shared['saved_tokens']:,} tokens."

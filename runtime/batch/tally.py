@@ -25,8 +25,9 @@ class Tally:
         self.tier_tokens: Counter[str] = Counter()
         self.attempts: Counter[tuple[str, str]] = Counter()
         """Attempts by (tier, kind)."""
-        self.moved_on = 0
-        """Rows that were answered by another tier than the first that was asked for them."""
+        self.tier_cost_usd_micros: Counter[str] = Counter()
+        self.fell_back: Counter[str] = Counter()
+        """Rows answered by another tier than the one they should have had, by that one's name."""
         self.asked_again = 0
         """Rows that needed more than one attempt."""
         self.codes: Counter[str] = Counter()
@@ -37,26 +38,29 @@ class Tally:
         """The last note of each router."""
         self.opened: Counter[str] = Counter()
         """How often breakers have opened, by tier."""
-        self._opened_seen: dict[tuple[str, int], int] = {}
+        self._opened: Counter[tuple[str, str]] = Counter()
+        self._opened_seen: dict[tuple[str, str, int], int] = {}
 
     @property
     def done(self) -> int:
         return self.succeeded + self.failed
 
-    def result(self, result: Result) -> None:
-        """Count a row that led its own call."""
+    def result(self, result: Result, first: str) -> None:
+        """Count a row that led its own call; `first` is the tier that it should have had."""
         self.succeeded += 1
         self.prompt_tokens += result.usage.prompt_tokens
         self.completion_tokens += result.usage.completion_tokens
         self.cost_usd_micros += result.cost.usd_micros
         self.served[result.tier] += 1
         self.tier_tokens[result.tier] += result.usage.total_tokens
+        self.tier_cost_usd_micros[result.tier] += result.cost.usd_micros
+        if result.tier != first:
+            self.fell_back[first] += 1
         attempts = result.attempts
         for attempt in attempts:
             self.attempts[attempt.tier, attempt.kind] += 1
         if len(attempts) > 1:
             self.asked_again += 1
-            self.moved_on += attempts[0].tier != result.tier
 
     def shared(self, tokens: int) -> None:
         """Count a row that had another row's answer."""
@@ -73,11 +77,16 @@ class Tally:
                 self.attempts[attempt.tier, attempt.kind] += 1
 
     def note(self, router: str, note: RouterNote) -> None:
-        """Take in a router's note. An actor that restarted counts from zero again; what it opened before stays counted."""
+        """Take in a router's note. An actor that restarted counts from zero again; what it opened before stays counted.
+
+        Several routers see the same breakers, so of what they saw open the one that saw most counts.
+        """
         self.notes[router] = note
         for tier in note.tiers:
             for index, health in enumerate(tier.actors):
-                seen = self._opened_seen.get((tier.name, index), 0)
-                if health.opened > seen:
-                    self.opened[tier.name] += health.opened - seen
-                self._opened_seen[tier.name, index] = health.opened
+                place = (router, tier.name, index)
+                seen = self._opened_seen.get(place, 0)
+                if health.opened != seen:
+                    self._opened_seen[place] = health.opened
+                    self._opened[router, tier.name] += health.opened - seen if health.opened > seen else health.opened
+            self.opened[tier.name] = max(self.opened[tier.name], self._opened[router, tier.name])

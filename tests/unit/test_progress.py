@@ -60,7 +60,7 @@ class Stage:
             Amount(tokens, usd_micros),
         )
         for _ in range(rows):
-            self.tally.result(result)
+            self.tally.result(result, "standard")
 
 
 def busy() -> tuple[Stage, _Watch]:

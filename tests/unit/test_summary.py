@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +43,7 @@ class Job:
         attempts = tuple(Attempt(*kind.split()[:1], 0, kind.split()[1], 0, 0.1) for kind in kinds)
         tier = attempts[-1].tier
         for _ in range(count):
-            self.tally.result(Result(b"{}", 200, tier, attempts, Usage(100, 20), Amount(120, 70)))
+            self.tally.result(Result(b"{}", 200, tier, attempts, Usage(100, 20), Amount(120, 70)), attempts[0].tier)
             self._line(True)
 
     def share(self, count: int) -> None:
@@ -114,9 +113,9 @@ def test_wide_summary(eventful: Job) -> None:
     assert "rows succeeded 5,950" in told
     assert "rows failed 12 every tier failed: 10, custom_id used twice: 2" in told
     assert "not done 0" in told
-    assert "tier calls answered failed why rows tokens breaker opened" in told
-    assert "premium 5,912 5,500 412 500s: 300, 429s: 112 5,500 660,000 3 times" in told
-    assert "standard 412 412 0 412 49,440 never" in told
+    assert "tier calls answered failed why rows tokens cost breaker opened" in told
+    assert "premium 5,912 5,500 412 500s: 300, 429s: 112 5,500 660,000 $0.385 3 times" in told
+    assert "standard 412 412 0 412 49,440 $0.0288 never" in told
     assert "412 rows fell back from premium to another tier." in told
     assert "38 rows shared another row's answer, which saved 4,560 tokens." in told
     assert any(line.startswith("The circuit breaker of premium opened 3 times") for line in told)
@@ -165,24 +164,21 @@ def test_rows_sent_again_are_told(job: Job) -> None:
     assert "312 rows had to be sent again because the actor that held them died." in job.words()
 
 
-def test_a_fall_back_from_several_tiers_names_none(job: Job) -> None:
-    """Where it is not known which tier a row came from, none is blamed."""
+def test_a_fall_back_names_the_tier_that_should_have_answered(job: Job) -> None:
+    """Rows that another tier answered are told by the tier they were meant for, also when it was never asked."""
     job.succeed(2, "premium server", "standard ok")
     job.succeed(1, "standard timeout", "premium ok")
-    assert "3 rows fell back from the tier that was asked first to another one." in job.words()
+    words = job.words()
+    assert "2 rows fell back from premium to another tier." in words
+    assert "1 row fell back from standard to another tier." in words
 
 
-def test_counts_of_a_tally_that_knows_more(job: Job) -> None:
-    """A tally that counts dollars by tier and where rows fell back from has both told."""
+def test_dollars_stand_by_tier(job: Job) -> None:
+    """Each tier's row says what its answers cost."""
     job.succeed(3, "premium server", "standard ok")
-    more: Any = job.tally
-    more.tier_cost_usd_micros = Counter(standard=210)
-    more.fell_back = Counter(premium=7, standard=1)
     told = lines(job.told())
     assert "tier calls answered failed why rows tokens cost breaker opened" in told
     assert "standard 3 3 0 3 360 $0.00021 never" in told
-    assert "7 rows fell back from premium to another tier." in told
-    assert "1 row fell back from standard to another tier." in told
 
 
 def test_a_refused_attempt_is_not_a_call(job: Job) -> None:
@@ -279,7 +275,7 @@ def test_summary_as_data(eventful: Job) -> None:
         "failed_by_kind": {"server": 300, "rate_limited": 112},
         "rows": 5500,
         "tokens": 660_000,
-        "cost_usd": None,
+        "cost_usd": 0.385,
         "breaker_opened": 3,
     }
     assert told["files"]["journal"] == f"{eventful.out}.journal"

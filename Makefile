@@ -1,0 +1,88 @@
+# What a checkout can do. Needs Python 3.11 or newer, pip, make; everything else is set up in .venv.
+#
+#   make demo    a real job against mock endpoints: nothing to configure, no key, no network but the package index
+#   make test    format, lint, types, import contracts, then all tests; what .ci/run calls
+
+PYTHON ?= python3
+BIN := .venv/bin
+export RAY_USAGE_STATS_ENABLED := 0
+export PYTHONUNBUFFERED := 1
+
+# The first of these that is 3.11 or newer makes the environment.
+CANDIDATES := $(PYTHON) python3.11 python3.12 python3.13 python3
+
+# Two stamps, since the demo needs no test tools. Either is made again when a dependency changes.
+BASE := .venv/.installed
+TEST := .venv/.installed-test
+DEPENDENCIES := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo check test fast bench clean
+
+help:
+	@echo "make demo    set up .venv and run a job of 400 rows against three mock tiers, into demo-out/"
+	@echo "make check   format, lint, strict types, import contracts"
+	@echo "make fast    the unit tests only"
+	@echo "make test    check, then all tests"
+	@echo "make bench   measure the throughput on this machine"
+	@echo "make clean   remove .venv, caches and demo-out/"
+	@echo "PYTHON=/path/to/python3.11 chooses the Python that .venv is made with."
+
+demo: $(BASE)
+	@$(BIN)/python -m benchmarks.demo
+
+check: $(TEST)
+	@echo "== format and lint (ruff)"
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@echo "== types (mypy, strict)"
+	@$(BIN)/mypy
+	@echo "== import contracts (import-linter)"
+	@$(BIN)/lint-imports
+
+test: check
+	@echo "== all tests (pytest)"
+	@$(BIN)/python -m pytest
+
+fast: $(TEST)
+	@$(BIN)/python -m pytest tests/unit
+
+bench: $(BASE)
+	@$(BIN)/python -m benchmarks.overhead
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-out *.egg-info build
+	find runtime actors benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@for python in $(CANDIDATES); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "Raycade needs Python 3.11 or newer; found: $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	  echo "Install it, or name it: make PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; \
+	fi; \
+	echo "== making .venv with $$("$$found" --version)"; \
+	"$$found" -m venv .venv
+
+# All that pip says goes to a log; a line now and then shows that it goes on, and a failure shows the log's end.
+define install
+	@echo "== installing $(1) into .venv (some minutes the first time; what pip says is in .venv/install.log)"
+	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
+	  -c constraints.txt -e $(2) 2>&1 | tee .venv/install.log \
+	  | awk '/^Collecting/ && ++n % 20 == 0 { printf "   %d packages found\n", n; fflush() } \
+	         /^Installing collected/ { print "   installing them"; fflush() }' \
+	  || { tail -n 20 .venv/install.log >&2; echo "The installation failed; the lines above say why." >&2; exit 1; }
+	@echo "   done"
+endef
+
+$(BASE): SHELL := /bin/bash
+$(BASE): $(DEPENDENCIES) | .venv/bin/python
+	$(call install,raycade,.)
+	@touch $@
+
+$(TEST): SHELL := /bin/bash
+$(TEST): $(DEPENDENCIES) | .venv/bin/python
+	$(call install,raycade and its test tools,".[test]")
+	@touch $@ $(BASE)
