@@ -59,7 +59,7 @@ clean:
 	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$python"; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	  echo "Raycade needs Python 3.11 or newer; found: $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	  echo "Raycade needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 || true)." >&2; \
 	  echo "Install it, or name it: make PYTHON=/path/to/python3.11" >&2; \
 	  exit 1; \
 	fi; \

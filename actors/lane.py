@@ -264,6 +264,11 @@ def as_tasks(
     async def run(item: Item, complete: Complete[Done]) -> None:
         try:
             done = await handle(item)
+        except asyncio.CancelledError:
+            # Cancelled by the lane, its item has ended and this changes nothing. But what `handle` waited for can be
+            # cancelled as well, and then somebody still waits.
+            complete(failed(RaycadeError("the work was cancelled")))
+            raise
         except Exception as error:
             done = failed(error)
         complete(done)
@@ -451,7 +456,7 @@ class Lane(Generic[Item, Done]):
             for number, done in batch:
                 entry = entries.pop(number, None)
                 if entry is not None:
-                    entry[0](done)
+                    _tell(entry[0], done)
             if self._room is not None:
                 self._ended()
 
@@ -476,13 +481,22 @@ class Lane(Generic[Item, Done]):
         for number in numbers:
             entry = self._entries.pop(number, None)
             if entry is not None:
-                entry[0](why(number))
+                _tell(entry[0], why(number))
         self._ended()
 
     def _ended(self) -> None:
         if self._room is not None and self.has_room:
             self._room.set()
             self._room = None
+
+
+def _tell(on_done: Callable[[Any], None], done: Any) -> None:
+    """End an item. A callback that raises is its owner's defect: the items beside it must not suffer for it."""
+    try:
+        on_done(done)
+    except Exception as error:
+        context = {"message": "a lane's on_done raised", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(context)
 
 
 def _resolve(future: "asyncio.Future[Any]", done: Any) -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks of Raycade, each a command: `python -m benchmarks.overhead`. See README.md in this folder."""

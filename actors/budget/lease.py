@@ -315,21 +315,23 @@ class LeaseBook:
         held = self._accounts.get(reserved.account) or self._account(reserved.account)
         tokens, usd_micros = spent[0] + unknown[0], spent[1] + unknown[1]
         over_tokens, over_usd_micros = tokens - reserved.amount[0], usd_micros - reserved.amount[1]
-        before = held.totals
-        if reserved.lease == self._lease:
-            held.free_tokens -= min(over_tokens, 0)
-            held.free_usd_micros -= min(over_usd_micros, 0)
-            beyond = before.beyond
+        all_spent, all_unknown, returned, beyond = held.totals
+        if not reserved.lease:
+            beyond = Amount(beyond[0] + tokens, beyond[1] + usd_micros)
+        else:
             if over_tokens > 0 or over_usd_micros > 0:
-                beyond = beyond.plus(self._overrun(over_tokens, over_usd_micros))
-            held.totals = Totals(before.spent.plus(spent), before.unknown.plus(unknown), before.returned, beyond)
-        elif not reserved.lease:
-            beyond = before.beyond.plus(Amount(tokens, usd_micros))
-            held.totals = Totals(before.spent.plus(spent), before.unknown.plus(unknown), before.returned, beyond)
-        elif over_tokens > 0 or over_usd_micros > 0:
-            # the reservation was booked whole when its lease ended; only the excess is news
-            over = self._overrun(over_tokens, over_usd_micros)
-            held.totals = before._replace(spent=before.spent.plus(over), beyond=before.beyond.plus(over))
+                over = self._overrun(over_tokens, over_usd_micros)
+                beyond = beyond.plus(over)
+            else:
+                over = NOTHING
+            if reserved.lease == self._lease:
+                held.free_tokens -= min(over_tokens, 0)
+                held.free_usd_micros -= min(over_usd_micros, 0)
+            else:  # it was booked whole when its lease ended; only the excess is news
+                spent, unknown = over, NOTHING
+        if unknown is not NOTHING:
+            all_unknown = all_unknown.plus(unknown)
+        held.totals = Totals(Amount(all_spent[0] + spent[0], all_spent[1] + spent[1]), all_unknown, returned, beyond)
 
     def wait_for(self, account: Account, amount: Amount) -> None:
         """Somebody waits for `amount` after a `Short`; pair it with `stop_waiting`, however the wait ends."""

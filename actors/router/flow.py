@@ -61,6 +61,8 @@ class TierNote(NamedTuple):
     answered: int
     kinds: dict[str, int]
     """Attempts by kind: `ok` or a FailureKind."""
+    last_failure: str = ""
+    """What the last failed attempt said."""
 
 
 class RouterNote(NamedTuple):
@@ -81,6 +83,7 @@ class _Tier:
         self.lanes: list[Lane[TierCall, Any]] = []
         self.retries = RetryBudget(now)
         self.kinds: dict[str, int] = {}
+        self.last_failure = ""
         model = orjson.dumps(settings.model)
         names = {
             "/chat/completions": _max_tokens_name(settings),
@@ -165,6 +168,7 @@ class Router:
                     tuple(actor.up for actor in tier.state.actors),
                     tier.kinds.get("ok", 0),
                     dict(tier.kinds),
+                    tier.last_failure,
                 )
                 for tier in self._tiers
             ),
@@ -353,6 +357,7 @@ class Router:
     def _note(self, tier: _Tier, index: int, past: Past, failure: Failure) -> Failure:
         kinds = tier.kinds
         kinds[failure.kind] = kinds.get(failure.kind, 0) + 1
+        tier.last_failure = failure.message
         past.note(tier.state, self._states, failure)
         past.attempts.append(
             Attempt(tier.state.settings.name, index, failure.kind, failure.status, 0.0, failure.message)

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.errors import ConfigError
+from actors.errors import ConfigError, InputError
 from runtime.batch.estimate import estimate, print_estimate
 from runtime.batch.journal import Journal
 from runtime.batch.progress import Progress
@@ -70,6 +70,8 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
     prices = resolve_prices(config)
     errors = options.errors or _errors_name(options.output)
     inputs = open_input(options.input, exclude=(options.output, errors))
+    if inputs.size_bytes == 0:
+        raise ConfigError("the input is empty", file=options.input)
     if options.report is not None:
         raise ConfigError("--report is not built yet; leave it out")
     render_row, prompt_digest = _prompt(options.prompt, config)
@@ -208,7 +210,10 @@ def _prompt(spec: str | None, config: Config) -> tuple[Callable[[str, Mapping[st
         raise ConfigError(f"expected NAME or NAME@VERSION, found {spec[:80]!r}", key="--prompt")
     registry = load_prompts(config.prompts.dir)
     pinned = int(number) if at else None
-    registry.choose(name, "", pinned)  # an unknown name or version is a usage error, not a row's
+    try:
+        registry.choose(name, "", pinned)
+    except InputError as error:  # an unknown name or version is a usage error, not a row's
+        raise ConfigError(error.message, key="--prompt") from None
 
     def rendered(custom_id: str, variables: Mapping[str, Any]) -> Rendered:
         version = registry.choose(name, custom_id, pinned)

@@ -278,7 +278,11 @@ class _Watch:
         if opened > self._opened[name]:
             self._opened[name] = opened
             for_s = f", no calls to it for {ceil(left_s)} s" if word == "open" and left_s > 0 else ""
-            self._tell(f"opened {name}", f"{name} keeps failing: its circuit breaker opened{for_s}")
+            said = next(
+                (t.last_failure for n in self._last.values() for t in n.tiers if t.name == name and t.last_failure), ""
+            )
+            why = f" ({plain(said, 120)})" if said else ""
+            self._tell(f"opened {name}", f"{name} keeps failing{why}: its circuit breaker opened{for_s}")
             self._troubled.add(f"opened {name}")
         elif word == "ok":
             self._over(f"opened {name}", f"{name} answers again: its circuit breaker closed")

@@ -19,6 +19,7 @@ import orjson
 from actors.errors import ActorLost, InputError, LaneClosed, LaneTimeout
 from actors.lane import Lane
 from actors.messages import Failure, Request, Result
+from actors.router.structured import Parsed, content_of, parse_reply
 from runtime.batch.digests import DigestTable, digest_of
 from runtime.batch.journal import Journal, OutputError, scan
 from runtime.batch.reader import InputSet, RawRow, Row, RowError, parse_row
@@ -333,6 +334,8 @@ class BatchRun:
         extra: dict[str, Any] = {"coalesced": True, "cost_usd": 0}
         if request.prompt:
             extra["prompt"] = request.prompt
+        if request.schema and isinstance(parsed := parse_reply(content_of(body) or ""), Parsed):
+            extra["parsed"] = orjson.loads(parsed.value)
         self._writer.add_result(row, body, 200, self._request_id(row), extra)
         self._schedule_flush()
 

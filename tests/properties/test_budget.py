@@ -295,4 +295,4 @@ class Cluster(RuleBasedStateMachine):
 
 TestCluster = Cluster.TestCase
 TestCluster.__doc__ = "No sequence of events passes a limit, loses count or leaves something reserved."
-TestCluster.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestCluster.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

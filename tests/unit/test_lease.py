@@ -173,9 +173,11 @@ def test_a_closed_incarnation_is_forgotten_whole(book: LeaseBook) -> None:
     book.settle(old, Amount(80))
     book.apply(Exchanged(message.sequence, True, 10.0, (AccountGrant(ACCOUNT, Amount(300), False, None),)), 0.6, 0.8)
     assert book.reserve(ACCOUNT, Amount(1), 0.8) == Short()
-    again = book.draw_up(1.2)
-    assert again is not None
-    assert (again.incarnation, again.accounts[0].totals) == ("router-2", Totals())
+    again = grant(book, Amount(100), 1.2)
+    assert (again.incarnation, again.accounts[0].totals, again.opening) == ("router-2", Totals(), True)
+    later = book.draw_up(1.8)
+    assert later is not None
+    assert (later.incarnation, later.opening) == ("router-2", False)
 
 
 def test_spend_beyond_grants_survives_the_end_of_an_incarnation(book: LeaseBook) -> None:
@@ -320,6 +322,9 @@ def test_quiet_accounts_are_put_aside_and_come_back(book: LeaseBook) -> None:
 # -- a fleet in simulated time -----------------------------------------------------------------------------------
 
 
+RESERVATION = Amount(1500, 1500)
+
+
 class Fleet:
     """Routers with many attempts in flight against one ledger; a message takes 5 ms each way, an attempt 0.2 to 1.2 s."""
 
@@ -332,7 +337,7 @@ class Fleet:
         self.events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self.order = itertools.count()
         self.books = [new_book(f"router-{number}") for number in range(routers)]
-        self.waiting: dict[LeaseBook, list[Amount]] = {book: [] for book in self.books}
+        self.waiting = dict.fromkeys(self.books, 0)
         self.idle = dict.fromkeys(self.books, in_flight // routers)
         for book in self.books:
             self.later(self.random.random() * 0.02, self.tick, book)
@@ -367,25 +372,27 @@ class Fleet:
         self.later(0.0, self.tick, book)
 
     def retry(self, book: LeaseBook) -> None:
-        waiting, self.waiting[book] = self.waiting[book], []
-        for amount in waiting:
-            book.stop_waiting(ACCOUNT, amount)
-            self.begin(book, amount)
+        """All who wait want the same here, so the first that is still short ends the round."""
+        while self.waiting[book] and self.attempt(book):
+            self.waiting[book] -= 1
+            book.stop_waiting(ACCOUNT, RESERVATION)
 
-    def begin(self, book: LeaseBook, amount: Amount | None = None) -> None:
-        if amount is None:
-            if not self.rows:
-                return
+    def begin(self, book: LeaseBook) -> None:
+        if self.rows:
             self.rows -= 1
-            amount = Amount(1500, 1500)
-        match book.reserve(ACCOUNT, amount, self.now):
+            if not self.attempt(book):
+                book.wait_for(ACCOUNT, RESERVATION)
+                self.waiting[book] += 1
+
+    def attempt(self, book: LeaseBook) -> bool:
+        match book.reserve(ACCOUNT, RESERVATION, self.now):
             case Reserved() as taken:
                 self.later(0.2 + self.random.random(), self.end, book, taken)
             case Short():
-                book.wait_for(ACCOUNT, amount)
-                self.waiting[book].append(amount)
+                return False
             case Refused():
                 self.refused += 1
+        return True
 
     def end(self, book: LeaseBook, taken: Reserved) -> None:
         spent = self.random.randint(150, 250)
