@@ -3,6 +3,8 @@
     RaycadeError
     ├── ConfigError          raycade.yaml or an option is wrong; carries file, line and key
     ├── InputError           an input row is wrong; carries file, line and field
+    │   └── RowError         the same with the row's number and custom_id (runtime/batch/reader.py)
+    ├── OutputError          an output file takes no more (runtime/batch/journal.py)
     ├── ActorLost            the actor at the other end of a lane died; carries whether the item had been handed over
     ├── LaneClosed           the lane was closed while the item waited
     ├── LaneTimeout          no completion came by the item's deadline
@@ -97,7 +99,8 @@ class BudgetExceeded(RaycadeError):
 
         turns = "" if self.turns_in_s is None else f"; the window turns in {_duration(self.turns_in_s)}"
         return (
-            f"budget of scope {self.scope!r} per {self.window}: {show(self.spent)} of {show(self.limit)} "
+            f"budget of scope {self.scope!r} {'in all' if self.window == 'total' else 'per ' + self.window}: "
+            f"{show(self.spent)} of {show(self.limit)} "
             f"spent or booked, not enough left{turns}"
         )
 

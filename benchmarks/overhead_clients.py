@@ -2,9 +2,10 @@
 
     python -m benchmarks.overhead_clients NAME OPTIONS_AS_JSON   ->  one JSON object on the last line of stdout
 
-All read the same JSONL, call the same endpoint, and write one line a row. All are measured alike, by `Meter`: the clock
-starts when the first `warmup` lines are written and stops when the last one is; CPU is that of the process and of
-everything below it, as /proc counts it.
+All read the same JSONL, call the same endpoint, and write one line a row. All are measured alike, by `Meter`: the first
+`warmup` rows go through to their last line, then the clock runs from the next row's reading to the last line of all.
+Nothing is in flight at either end, so no work is left out of the count. CPU is that of the process and of everything
+below it, as /proc counts it.
 
 `raycade` is `runtime.batch.job.run_job`, that is `raycade batch` behind its option parser. What happens is observed at
 three public names of that module (open_input, OutputWriter, print_summary), which are replaced by ones that also tell
@@ -15,9 +16,11 @@ import asyncio
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from itertools import islice
+from typing import Any
 
 import orjson
 
@@ -72,87 +75,81 @@ def _role(pid: int) -> str:
 
 
 class Meter:
-    """Notes time and CPU when the first row is read, when warm-up ends, and when the last line is written."""
+    """Notes time and CPU when the first row after the warm-up is about to be read, and when the last line is written."""
 
-    def __init__(self, warmup: int) -> None:
-        self._warmup = warmup
-        self._lines = 0
-        self._read_at = 0.0
-        self._begin: tuple[float, int, dict[str, float]] | None = None
-        self._end: tuple[float, int, dict[str, float]] | None = None
-        self.made_at = time.perf_counter()
+    def __init__(self) -> None:
+        self._made_at = time.perf_counter()
+        self._warming_at = 0.0
+        self._begin: tuple[float, dict[str, float]] | None = None
+        self._end: tuple[float, dict[str, float]] | None = None
 
-    def first_read(self) -> None:
-        if not self._read_at:
-            self._read_at = time.perf_counter()
+    def warming(self) -> None:
+        """The first row of all is about to be read."""
+        self._warming_at = time.perf_counter()
 
-    def wrote(self, lines: int) -> None:
-        self._lines += lines
-        if self._begin is None and self._lines >= self._warmup:
-            self._begin = self._mark()
+    def begin(self) -> None:
+        """The warm-up's lines are written, nothing is in flight, and the first row that counts is about to be read."""
+        self._begin = time.perf_counter(), cpu_by_role(os.getpid())
 
-    def finished(self) -> None:
+    def end(self) -> None:
         """The last line is written."""
-        self._end = self._mark()
+        self._end = time.perf_counter(), cpu_by_role(os.getpid())
 
-    def _mark(self) -> tuple[float, int, dict[str, float]]:
-        return time.perf_counter(), self._lines, cpu_by_role(os.getpid())
-
-    def result(self) -> dict[str, Any]:
-        """Rates, and CPU per row in microseconds; without the warm-up unless they say `whole`."""
-        assert self._end is not None, "finished() was not called"
-        assert self._begin is not None, "there were fewer rows than the warm-up has"
-        (began, before, cpu_before), (ended, after, cpu_after) = self._begin, self._end
-        rows = max(1, after - before)
+    def result(self, rows: int) -> dict[str, Any]:
+        """Rate, and CPU per row in microseconds. `rows`: how many there were between begin() and end()."""
+        assert self._begin is not None, "begin() was not called"
+        assert self._end is not None, "end() was not called"
+        (began, cpu_before), (ended, cpu_after) = self._begin, self._end
         cpu = {role: 1e6 * (spent - cpu_before.get(role, 0.0)) / rows for role, spent in cpu_after.items()}
         return {
-            "rows": after,
-            "measured_rows": after - before,
+            "rows": rows,
             "seconds": ended - began,
-            "rows_per_s": rows / max(ended - began, 1e-9),
-            "whole_seconds": ended - self._read_at,
-            "whole_rows_per_s": after / max(ended - self._read_at, 1e-9),
+            "rows_per_s": rows / (ended - began),
             "cpu_us_per_row": sum(cpu.values()),
             "cpu_us_per_row_by_role": {role: round(us, 1) for role, us in sorted(cpu.items()) if us > 0},
-            "start_s": self._read_at - self.made_at,
+            "start_s": self._warming_at - self._made_at,
+            "end_s": time.perf_counter() - ended,
         }
 
 
 # -- the two plain loops -------------------------------------------------------------------------------------------
 
 
-def _read_rows(path: str, meter: Meter) -> Iterator[dict[str, Any]]:
-    meter.first_read()
+def _read_rows(path: str) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         for line in file:
             yield orjson.loads(line)
 
 
-async def _pool(
-    rows: Iterator[dict[str, Any]], ask: Callable[[dict[str, Any]], Any], workers: int, out: BinaryIO, meter: Meter
-) -> None:
-    """`workers` coroutines that take the next row, ask, and write its line (buffered; flushed at the end)."""
+async def _measured(options: dict[str, Any], ask: Callable[[dict[str, Any]], Any], meter: Meter) -> None:
+    """The loop itself: a pool of coroutines that take the next row, ask, and write its line (buffered)."""
 
-    async def work() -> None:
+    async def work(rows: Iterator[dict[str, Any]]) -> None:
         for row in rows:
             body = await ask(row)
-            out.write(
-                orjson.dumps({"custom_id": row["custom_id"], "response": {"status_code": 200, "body": body}}) + b"\n"
-            )
-            meter.wrote(1)
+            response = {"status_code": 200, "body": body}
+            out.write(orjson.dumps({"custom_id": row["custom_id"], "response": response}) + b"\n")
 
-    await asyncio.gather(*(work() for _ in range(workers)))
-    out.flush()
+    async def pool(rows: Iterator[dict[str, Any]]) -> None:
+        await asyncio.gather(*(work(rows) for _ in range(options["in_flight"])))
+        out.flush()
+
+    with open(options["output"], "wb") as out:  # noqa: ASYNC230 - as everybody does it
+        rows = _read_rows(options["input"])
+        meter.warming()
+        await pool(islice(rows, options["warmup"]))
+        meter.begin()
+        await pool(rows)
+        meter.end()
 
 
 async def _aiohttp(options: dict[str, Any], meter: Meter) -> None:
     """What a good engineer writes in an afternoon: one session, a pool of workers, orjson. No guards."""
     import aiohttp
 
-    workers = options["in_flight"]
     address = f"{options['url']}/chat/completions"
     headers = {"Authorization": "Bearer none", "Content-Type": "application/json"}
-    connector = aiohttp.TCPConnector(limit=workers)
+    connector = aiohttp.TCPConnector(limit=options["in_flight"])
     async with aiohttp.ClientSession(
         connector=connector, timeout=aiohttp.ClientTimeout(total=60), headers=headers
     ) as session:
@@ -162,9 +159,7 @@ async def _aiohttp(options: dict[str, Any], meter: Meter) -> None:
                 response.raise_for_status()
                 return orjson.loads(await response.read())
 
-        with open(options["output"], "wb") as out:
-            await _pool(_read_rows(options["input"], meter), ask, workers, out, meter)
-            meter.finished()
+        await _measured(options, ask, meter)
 
 
 async def _openai(options: dict[str, Any], meter: Meter) -> None:
@@ -178,21 +173,19 @@ async def _openai(options: dict[str, Any], meter: Meter) -> None:
         async def ask(row: dict[str, Any]) -> Any:
             return (await client.chat.completions.create(**row["body"])).model_dump()
 
-        with open(options["output"], "wb") as out:
-            await _pool(_read_rows(options["input"], meter), ask, options["in_flight"], out, meter)
-            meter.finished()
+        await _measured(options, ask, meter)
 
 
 def _loop(make: Callable[[dict[str, Any], Meter], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def run(options: dict[str, Any]) -> dict[str, Any]:
-        meter = Meter(options["warmup"])
+        meter = Meter()
         if options["uvloop"]:
             import uvloop
 
             uvloop.run(make(options, meter))
         else:
             asyncio.run(make(options, meter))
-        return meter.result()
+        return meter.result(options["rows"] - options["warmup"])
 
     return run
 
@@ -207,8 +200,9 @@ def _raycade(options: dict[str, Any]) -> dict[str, Any]:
     from runtime.batch.summary import summary_dict
     from runtime.batch.writer import OutputWriter, Written
 
-    meter = Meter(options["warmup"])
+    meter = Meter()
     told: dict[str, Any] = {}
+    warm = threading.Event()
     plain_open_input = job.open_input
 
     def open_input(*args: Any, **kwargs: Any) -> InputSet:
@@ -216,8 +210,16 @@ def _raycade(options: dict[str, Any]) -> dict[str, Any]:
         plain_chunks = inputs.chunks
 
         def chunks(*args: Any, **kwargs: Any) -> Iterator[list[RawRow]]:
-            meter.first_read()
-            return plain_chunks(*args, **kwargs)
+            meter.warming()
+            for chunk in plain_chunks(*args, **kwargs):
+                early = [row for row in chunk if row.number < options["warmup"]]
+                if early:
+                    yield early
+                if len(early) < len(chunk):
+                    if not warm.is_set():
+                        warm.wait()  # chunks are read in a thread, so the run itself goes on
+                        meter.begin()
+                    yield chunk[len(early) :]
 
         inputs.chunks = chunks  # type: ignore[method-assign]
         return inputs
@@ -227,11 +229,11 @@ def _raycade(options: dict[str, Any]) -> dict[str, Any]:
 
         def flush(self) -> list[Written]:
             written = super().flush()
-            if written:
-                meter.wrote(len(written))
-                self.lines += len(written)
-                if self.lines == options["rows"]:
-                    meter.finished()  # here, while the actors still live and their CPU can be read
+            self.lines += len(written)
+            if self.lines == options["warmup"]:
+                warm.set()
+            if written and self.lines == options["rows"]:
+                meter.end()  # here, while the actors still live and their CPU can be read
             return written
 
     def print_summary(*args: Any, **kwargs: Any) -> None:
@@ -249,11 +251,9 @@ def _raycade(options: dict[str, Any]) -> dict[str, Any]:
             progress="none",
         )
     )
-    total_s = time.perf_counter() - meter.made_at
     if code or told["rows"]["succeeded"] != options["rows"]:
         raise SystemExit(f"raycade batch: exit code {code}, {told.get('rows')}, {told.get('ending')}")
-    result = meter.result()
-    return result | {"end_s": total_s - result["start_s"] - result["whole_seconds"], "summary": told}
+    return meter.result(options["rows"] - options["warmup"]) | {"summary": told}
 
 
 CLIENTS = {"aiohttp": _loop(_aiohttp), "openai": _loop(_openai), "raycade": _raycade}

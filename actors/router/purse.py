@@ -19,7 +19,8 @@ __all__ = ["Purse"]
 
 TICK_S = 0.25
 GAP_S = 0.025
-CALL_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 3.0
+"""Well below the lease: a hung call must not cost all of it. A lost exchange does no harm."""
 CLOSE_TIMEOUT_S = 5.0
 
 
@@ -82,7 +83,9 @@ class Purse:
         self._book.settle(reserved, spent, unknown)
         line = self._waiting.get(reserved.account)
         if line:
-            self._serve(reserved.account, line)
+            # Rows of one job are much alike: if many do not fit, the rest would not either. The next answer of the
+            # budget actor tries them all.
+            self._serve(reserved.account, line, give_up_after=16)
 
     # ------------------------------------------------------------------ inside
 
@@ -106,8 +109,10 @@ class Purse:
             with contextlib.suppress(ValueError):
                 line.remove(place)
 
-    def _serve(self, account: Account, line: deque[tuple[Amount, "asyncio.Future[Reserved]"]]) -> None:
-        """Let everybody in line try, in order: a smaller one may fit where the first does not."""
+    def _serve(
+        self, account: Account, line: deque[tuple[Amount, "asyncio.Future[Reserved]"]], give_up_after: int
+    ) -> None:
+        """Let those in line try, in order: a smaller one may fit where the first does not."""
         now = time.monotonic()
         short = 0
         for place in list(line):
@@ -125,7 +130,7 @@ class Purse:
                     line.remove(place)
                 case Short():
                     short += 1
-                    if short >= 16:  # rows of one job are much alike: the rest would not fit either
+                    if short >= give_up_after:
                         return
                 case _:
                     assert_never(answer)
@@ -157,6 +162,7 @@ class Purse:
         self._book.apply(answer, sent_at, time.monotonic())
         for account, line in list(self._waiting.items()):
             if line:
-                self._serve(account, line)
+                # All of them: the ledger grants what its smallest waiter needs, wherever that one stands.
+                self._serve(account, line, give_up_after=len(line))
             else:
                 del self._waiting[account]

@@ -125,6 +125,7 @@ class Breaker:
         self._consecutive = 0
         self._calls.clear()
         self._failures = 0
+        self._probes.clear()
 
     def check(self) -> None:
         """Assert what always holds; for tests."""
