@@ -40,8 +40,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def _jump(self, timeout: float | None = None) -> Any:
         if timeout is None:
             raise Stuck("nothing is left to happen")
-        if timeout > 0:
-            self._now += max(timeout, 1e-6)  # a clock that stood still could never pass a rounding error
+        self._now += max(timeout, 1e-9)  # a turn takes time: a clock that stood still could never pass a rounding error
         return self._select_now(0)
 
 

@@ -16,8 +16,8 @@ import re
 import stat
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 import orjson
 import zstandard
@@ -101,26 +101,29 @@ class _Source:
                     with open(path, "rb") as file:
                         start = file.read(4)
                 else:  # a pipe must be opened once only: its writer would not survive a reader that comes and goes
-                    self.stream, start = open(path, "rb"), b""  # noqa: SIM115 (closed when it has been read)
+                    self.stream, start = _unbuffered(path), b""
             except OSError as error:
                 raise ConfigError(f"cannot read the input: {_reason(error)}", file=name) from None
             if start.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise ConfigError("this is UTF-16; save the input as UTF-8", file=name)
 
     def head(self) -> bytes:
-        """The first bytes of a stream; they are kept for `read`."""
+        """The first bytes of a stream, at least a line of it if it is not very long; they are kept for `read`.
+
+        No more than a line: a pipe that trickles must not hold the job up.
+        """
         if self._head is None:
-            parts, missing = [], _ENDS
-            while missing and (part := self.stream.read(missing) if self.stream else b""):
-                parts.append(part)
-                missing -= len(part)
-            self._head = b"".join(parts)
+            assert self.stream is not None
+            blocks, head = _blocks(self.stream, _ENDS), b""
+            while b"\n" not in head and len(head) < _ENDS and (more := next(blocks, b"")):
+                head += more
+            self._head = head
         return self._head
 
     def ends(self) -> Iterator[bytes]:
         """What the fingerprint is made of."""
         if self.stream:
-            yield self.head()
+            yield self.head().partition(b"\n")[0][:_ENDS]
             return
         with open(self.path, "rb") as file:
             yield file.read(_ENDS)
@@ -141,10 +144,13 @@ class _Source:
                 yield from _blocks(file)
 
 
-def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    # read1: a slow pipe hands on what it has instead of waiting for a whole block
-    read: Callable[[int], bytes] = getattr(file, "read1", file.read)
-    while block := read(_BLOCK):
+def _unbuffered(file: int | str) -> BinaryIO:
+    """A stream without a buffer, whose lock a thread that is stuck in a read would hold when the program ends."""
+    return cast("BinaryIO", open(file, "rb", buffering=0, closefd=isinstance(file, str)))
+
+
+def _blocks(file: BinaryIO, size: int = _BLOCK) -> Iterator[bytes]:
+    while block := file.read(size):
         yield block
 
 
@@ -164,7 +170,7 @@ class InputSet:
 
         Base names, sizes and the SHA-256 of both ends (64 KiB) of every file: no full read, and the same after the
         files have moved. An edit that keeps the size and lies in the middle of a large file goes unseen. A stream counts
-        by its first 64 KiB, so that a job on a pipe can be resumed by piping the same bytes in again.
+        by its first line, so that a job on a pipe can be resumed by piping the same bytes in again.
         """
         sha = hashlib.sha256()
         for source in self._sources:
@@ -244,7 +250,7 @@ def open_input(spec: str, exclude: Sequence[str] = (), max_row_bytes: int = MAX_
     answers. Raises ConfigError when there is nothing to read.
     """
     if spec == "-":
-        return InputSet([_Source("<stdin>", stream=sys.stdin.buffer)], max_row_bytes)
+        return InputSet([_Source("<stdin>", stream=_unbuffered(sys.stdin.fileno()))], max_row_bytes)
     own = {os.path.realpath(path) for path in exclude}
     if os.path.isdir(spec):
         paths = [os.path.join(spec, name) for name in sorted(os.listdir(spec)) if name.endswith(_SUFFIXES)]

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -20,6 +20,7 @@ from actors.errors import ActorLost, InputError, LaneClosed, LaneTimeout
 from actors.lane import Lane
 from actors.messages import Failure, Request, Result
 from actors.router.structured import Parsed, content_of, parse_reply
+from runtime.batch.ahead import ReadAhead
 from runtime.batch.digests import DigestTable, digest_of
 from runtime.batch.journal import Journal, OutputError, scan
 from runtime.batch.reader import InputSet, RawRow, Row, RowError, parse_row
@@ -89,6 +90,7 @@ class BatchRun:
         self._idle = asyncio.Event()
         self._stopping = asyncio.Event()
         self._ending = Ending("", "")
+        self._feeding: asyncio.Future[None] | None = None
         self._flush_due = False
 
     # ------------------------------------------------------------------ the run
@@ -104,7 +106,8 @@ class BatchRun:
                 f"batch-{self._journal.run}", weigh=lambda request: len(request.body) + 350, on_note=self._noted
             )
             await asyncio.gather(*(lane.open(60.0) for lane in self._lanes))
-            await self._until_stopped(self._feed())
+            self._feeding = asyncio.ensure_future(self._feed())
+            await self._until_stopped(_uncancelled(self._feeding))
             if self._ending.stop not in ("killed", "output"):
                 await self._until_stopped(self._drain())
         except TimeoutError:
@@ -119,38 +122,34 @@ class BatchRun:
                 loop.remove_signal_handler(number)
         return self._ending
 
-    async def _until_stopped(self, work: Any) -> None:
+    async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` until it ends, or until the run is to stop at once."""
         task = asyncio.ensure_future(work)
         stop = asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                task.result()
         finally:
             stop.cancel()
             task.cancel()
             await asyncio.gather(task, stop, return_exceptions=True)
+        if not task.cancelled():
+            task.result()
 
     async def _feed(self) -> None:
-        chunks = self._inputs.chunks()
         offsets = self._earlier_offsets()
-        while not self._ending.stop:
-            try:
-                chunk = await asyncio.to_thread(next, chunks, None)
-            except InputError as error:
-                self._stop("input", str(error))
-                return
-            if chunk is None:
-                return
-            for start in range(0, len(chunk), PIECE_ROWS):
-                piece = chunk[start : start + PIECE_ROWS]
-                if self._limit is not None and piece[-1].number >= self._limit:
-                    piece = [raw for raw in piece if raw.number < self._limit]
-                ready = [pair for raw in piece if (pair := self._prepare(raw, offsets)) is not None]
-                await self._hand_out(ready)
-                if self._ending.stop or len(piece) < len(chunk[start : start + PIECE_ROWS]):
-                    return
+        try:
+            async for chunk in ReadAhead(self._inputs.chunks()):
+                for start in range(0, len(chunk), PIECE_ROWS):
+                    piece = chunk[start : start + PIECE_ROWS]
+                    last = self._limit is not None and piece[-1].number >= self._limit - 1
+                    if last:
+                        piece = [raw for raw in piece if raw.number < (self._limit or 0)]
+                    ready = [pair for raw in piece if (pair := self._prepare(raw, offsets)) is not None]
+                    await self._hand_out(ready)
+                    if last:
+                        return
+        except InputError as error:
+            self._stop("input", str(error))
 
     async def _drain(self) -> None:
         while self.in_flight:
@@ -232,7 +231,7 @@ class BatchRun:
             return
         for row, request in ready:
             self._post(row, request, 0)
-        while (self.in_flight >= self._window or self._bytes >= IN_FLIGHT_BYTES) and not self._ending.stop:
+        while self.in_flight >= self._window or self._bytes >= IN_FLIGHT_BYTES:
             self._room.clear()
             await self._room.wait()
         await asyncio.sleep(0)
@@ -422,7 +421,15 @@ class BatchRun:
         if stop == "output":
             self._ending = Ending(stop, message)
             self._stopping.set()
-        self._room.set()
+        if self._feeding is not None:
+            self._feeding.cancel()  # whatever it awaits: all it took in has been posted by then
+
+
+async def _uncancelled(task: "asyncio.Future[None]") -> None:
+    """Wait for a task that may be cancelled by others, which is an end like any other."""
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()
 
 
 def _total_tokens(body: bytes) -> int:

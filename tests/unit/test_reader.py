@@ -1,7 +1,6 @@
 """Reading a batch's input: files to rows, rows to something that can be sent, and what is said when they can't."""
 
 import gzip
-import io
 import os
 import pickle
 import random
@@ -212,15 +211,17 @@ def test_the_jobs_own_outputs_are_not_its_input(tmp_path: Path) -> None:
         open_input(out, exclude=[out])
 
 
-def test_reads_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_standard_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`-` is standard input, compressed or not, and asking for its fingerprint first loses nothing of it."""
     text = b"".join(b"%d\n" % n for n in range(60_000))
     for data in (text, gzip.compress(text)):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-        source = open_input("-")
-        assert source.size_bytes is None
-        assert "sha256" in source.fingerprint()
-        assert data_of(source) == text.splitlines()
+        (tmp_path / "in").write_bytes(data)
+        with open(tmp_path / "in") as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            source = open_input("-")
+            assert source.size_bytes is None
+            assert "sha256" in source.fingerprint()
+            assert data_of(source) == text.splitlines()
 
 
 def test_a_named_pipe_is_read_once_and_as_it_comes(tmp_path: Path) -> None:
