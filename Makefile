@@ -55,7 +55,7 @@ clean:
 	find runtime actors benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
-	@for python in $(CANDIDATES); do \
+	@found=; for python in $(CANDIDATES); do \
 	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$python"; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
@@ -64,7 +64,7 @@ clean:
 	  exit 1; \
 	fi; \
 	echo "== making .venv with $$("$$found" --version)"; \
-	"$$found" -m venv .venv
+	"$$found" -m venv .venv || { rm -rf .venv; echo "Making .venv failed; Debian and Ubuntu need the package python3-venv." >&2; exit 1; }
 
 # All that pip says goes to a log; a line now and then shows that it goes on, and a failure shows the log's end.
 define install

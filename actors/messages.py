@@ -194,8 +194,10 @@ class Answer(NamedTuple):
 class Refusal(NamedTuple):
     """Tier -> router: nothing was sent. Not an attempt."""
 
-    reason: Literal["open", "cooling", "queue", "rate", "closing"]
+    reason: Literal["open", "cooling", "queue", "rate", "absent"]
+    """`absent`: the endpoint has said that it does not have this path or model; this tier is no use to the request."""
     retry_in_s: float
+    message: str = ""
 
 
 class Health(NamedTuple):

@@ -110,6 +110,13 @@ class RouterSettings(Settings):
 class RunawaySettings(Settings):
     max_per_minute: int = Field(0, ge=0)
 
+    @field_validator("max_per_minute")
+    @classmethod
+    def _not_yet(cls, value: int) -> int:
+        if value:
+            raise ValueError("expected 0: runaway loops are not detected yet")
+        return value
+
 
 class CoalesceSettings(Settings):
     enabled: bool = True

@@ -32,7 +32,7 @@ WINDOW = 24
 
 STAGED = f"""\
 {ROWS} support tickets, {EQUAL} of them equal to an earlier one, go through three tiers of a mock endpoint:
-  premium   answers 500 to a fifth of its calls, allows 32 calls a second, and is down (503) for three seconds
+  premium   answers 500 to a fifth of its calls, allows 32 calls a second, and is down (503) from second 3 to 5.6
   standard  is steady; the configuration sends it at most 1,800 calls a minute
   basic     is fast and cheap, and gets what is too much for the other two
 No key is used and nothing leaves this machine.

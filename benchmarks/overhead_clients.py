@@ -8,8 +8,8 @@ Nothing is in flight at either end, so no work is left out of the count. CPU is 
 below it, as /proc counts it.
 
 `raycade` is `runtime.batch.job.run_job`, that is `raycade batch` behind its option parser. What happens is observed at
-three public names of that module (open_input, OutputWriter, print_summary), which are replaced by ones that also tell
-the meter; nothing of the run itself is changed.
+three names that this module imports (open_input, OutputWriter, print_summary), which are replaced by ones that also tell the
+meter; nothing of the run itself is changed.
 """
 
 import asyncio
@@ -21,11 +21,13 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
+from unittest.mock import patch
 
 import orjson
 
 __all__ = ["Meter", "cpu_by_role"]
 
+WARMUP_TIMEOUT_S = 120.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _RAY_ROLES = {
     "RouterActor": "router",
@@ -195,7 +197,8 @@ def _loop(make: Callable[[dict[str, Any], Meter], Any]) -> Callable[[dict[str, A
 
 def _raycade(options: dict[str, Any]) -> dict[str, Any]:
     """`raycade batch`, observed. `options` also has `config`, `window` and `rows`."""
-    from runtime.batch import job
+    from actors.errors import InputError
+    from runtime.batch import job, reader
     from runtime.batch.reader import InputSet, RawRow
     from runtime.batch.summary import summary_dict
     from runtime.batch.writer import OutputWriter, Written
@@ -203,10 +206,9 @@ def _raycade(options: dict[str, Any]) -> dict[str, Any]:
     meter = Meter()
     told: dict[str, Any] = {}
     warm = threading.Event()
-    plain_open_input = job.open_input
 
     def open_input(*args: Any, **kwargs: Any) -> InputSet:
-        inputs = plain_open_input(*args, **kwargs)
+        inputs = reader.open_input(*args, **kwargs)
         plain_chunks = inputs.chunks
 
         def chunks(*args: Any, **kwargs: Any) -> Iterator[list[RawRow]]:
@@ -217,7 +219,8 @@ def _raycade(options: dict[str, Any]) -> dict[str, Any]:
                     yield early
                 if len(early) < len(chunk):
                     if not warm.is_set():
-                        warm.wait()  # chunks are read in a thread, so the run itself goes on
+                        if not warm.wait(WARMUP_TIMEOUT_S):  # chunks are read in a thread: the run itself goes on
+                            raise InputError("warmup", "the warm-up did not end")
                         meter.begin()
                     yield chunk[len(early) :]
 
@@ -239,18 +242,18 @@ def _raycade(options: dict[str, Any]) -> dict[str, Any]:
     def print_summary(*args: Any, **kwargs: Any) -> None:
         told.update(summary_dict(*args[:7]))
 
-    job.open_input, job.OutputWriter, job.print_summary = open_input, Writer, print_summary  # type: ignore[misc]
-    code = job.run_job(
-        job.BatchOptions(
-            options["input"],
-            options["output"],
-            config=options["config"],
-            window=options["window"],
-            fresh=True,
-            address="local",
-            progress="none",
-        )
+    watched = patch.multiple(job, open_input=open_input, OutputWriter=Writer, print_summary=print_summary)
+    asked = job.BatchOptions(
+        options["input"],
+        options["output"],
+        config=options["config"],
+        window=options["window"],
+        fresh=True,
+        address="local",
+        progress="none",
     )
+    with watched:
+        code = job.run_job(asked)
     if code or told["rows"]["succeeded"] != options["rows"]:
         raise SystemExit(f"raycade batch: exit code {code}, {told.get('rows')}, {told.get('ending')}")
     return meter.result(options["rows"] - options["warmup"]) | {"summary": told}

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, assert_never
 
 from actors.coalescer.table import Lead, Shared, Table
-from actors.lane import Batch, Cancel, Complete, LaneServer
+from actors.lane import Batch, Cancel, Complete, LaneHost, LaneServer
 from actors.settings import CoalesceSettings
 
 __all__ = ["Abandon", "Claim", "CoalescerActor", "Finish", "Publish"]
@@ -64,7 +64,7 @@ class _Ticket:
         self.complete = complete
 
 
-class CoalescerActor:
+class CoalescerActor(LaneHost):
     """Thin shell around Table. Does no I/O at all."""
 
     def __init__(self, settings: CoalesceSettings) -> None:
@@ -74,15 +74,11 @@ class CoalescerActor:
             self._start, note=lambda: self._table.coalesced, on_closed=self._owner_gone, weigh=_weigh
         )
 
-    async def submit(self, lane: str, generation: int, items: list[tuple[int, Item]], cancel: list[int]) -> bool:
-        """See LaneServer."""
-        return await self._server.submit(lane, generation, items, cancel)
-
     async def completions(self, lane: str, generation: int) -> AsyncGenerator[Batch, None]:
         """See LaneServer."""
         if self._expiring is None:
             self._expiring = asyncio.create_task(self._expire())
-        async for batch in self._server.completions(lane, generation):
+        async for batch in super().completions(lane, generation):
             yield batch
 
     def _start(self, lane: str, item: Item, complete: Complete[Any]) -> Cancel | None:

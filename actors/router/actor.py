@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 
-from actors.lane import Batch, LaneServer, as_tasks
+from actors.lane import Batch, LaneHost, LaneServer, as_tasks
 from actors.messages import Failure, Request, Result
 from actors.router.flow import Router, RouterNote
 
@@ -13,7 +13,7 @@ __all__ = ["RouterActor"]
 NOTE_EVERY_S = 0.25
 
 
-class RouterActor:
+class RouterActor(LaneHost):
     """Thin shell around Router. `make` builds the Router in this process, when it is first asked for."""
 
     def __init__(self, make: Callable[[], Router]) -> None:
@@ -35,14 +35,10 @@ class RouterActor:
                 await router.open()
                 self._router = router
 
-    async def submit(self, lane: str, generation: int, items: list[tuple[int, Request]], cancel: list[int]) -> bool:
-        """See LaneServer."""
-        return await self._server.submit(lane, generation, items, cancel)
-
     async def completions(self, lane: str, generation: int) -> AsyncGenerator[Batch, None]:
         """See LaneServer."""
         await self.open()
-        async for batch in self._server.completions(lane, generation):
+        async for batch in super().completions(lane, generation):
             yield batch
 
     async def close(self) -> None:

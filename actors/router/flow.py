@@ -11,6 +11,7 @@ a `finally`. A plain class: a router actor hosts it, a gateway embeds it.
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -40,6 +41,7 @@ INTERACTIVE_QUEUE_S = 2.0
 RATE_PATIENCE_S = 0.5
 """With `on_rate_limit: fallback`, how long a call waits for its tier's own rate limit before the next tier has it."""
 STRUCTURED_RETRIES = 2
+LEAD_GRACE_S = 30.0
 NOTHING = Amount()
 NO_USAGE = Usage(0, 0)
 
@@ -187,11 +189,9 @@ class Router:
 
     async def _lead(self, request: Request, lane: "Lane[Any, Any]") -> Result | Failure:
         """Claim the request's key. Follow another's call, or make it and give the followers what it brought."""
-        lease_s = request.deadline_s + 30.0
-        try:
-            claimed: Lead | Shared = await lane.call(Claim(request.digest, lease_s), lease_s)
-        except (ActorLost, LaneClosed, LaneTimeout):
-            return await self._answer(request)  # coalescing saves money; it must never stop work
+        claimed = await self._claim(request, lane)
+        if claimed is None:
+            return await self._answer(request)
         if isinstance(claimed, Shared):
             shared: Result | Failure = claimed.result
             if isinstance(shared, Result):
@@ -203,6 +203,33 @@ class Router:
             return done
         finally:
             _end_lead(lane, request.digest, claimed.generation, done)
+
+    async def _claim(self, request: Request, lane: "Lane[Any, Any]") -> Lead | Shared | None:
+        """Claim the request's key. None: the coalescer is lost, and coalescing saves money but must never stop work.
+
+        A claim is not cancelled with its request: the lead could be on its way here, and nobody else would ever get it.
+        It is taken when it comes, and abandoned.
+        """
+        lease_s = request.deadline_s + LEAD_GRACE_S
+        claim: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+        def arrived(ending: object) -> None:
+            if not claim.done():
+                claim.set_result(ending)
+            elif isinstance(ending, Lead):
+                _end_lead(lane, request.digest, ending.generation, None)
+
+        try:
+            lane.post(Claim(request.digest, lease_s), arrived, lease_s)
+        except LaneClosed:
+            return None
+        try:
+            ending = await claim
+        except asyncio.CancelledError:
+            if claim.done() and not claim.cancelled() and isinstance(lead := claim.result(), Lead):
+                _end_lead(lane, request.digest, lead.generation, None)
+            raise
+        return ending if isinstance(ending, Lead | Shared) else None
 
     async def _answer(self, request: Request) -> Result | Failure:
         """Ask until the answer satisfies the request's schema, within `STRUCTURED_RETRIES` and the same deadline."""
@@ -252,10 +279,10 @@ class Router:
             match step:
                 case Try():
                     tier = self._tiers[step.tier]
+                    if step.retry:
+                        tier.retries.withdraw()  # before the pause, or all who failed together would find it full
                     if step.delay_s:
                         await asyncio.sleep(step.delay_s)
-                    if step.retry:
-                        tier.retries.withdraw()
                     done, cost = await self._attempt(request, tier, step.actor, past, spent)
                     spent = spent.plus(cost)
                     if isinstance(done, Answer):
@@ -320,7 +347,7 @@ class Router:
             request.id,
             request.path,
             body,
-            settings.timeout_s,
+            min(settings.timeout_s, left_s),
             INTERACTIVE_QUEUE_S if request.interactive else left_s,
             left_s if waits else RATE_PATIENCE_S,
             len(body) // 4 + (request.max_tokens or settings.max_output_tokens) * request.choices,
@@ -335,7 +362,10 @@ class Router:
             return Failure("cancelled", str(error), billed="unknown")
         finally:
             actor.outstanding -= 1
-        if isinstance(done, Refusal):
+        if isinstance(done, Refusal) and done.reason == "absent":
+            past.excluded.add(tier.state.index)
+            past.failure = past.failure or Failure("not_found", done.message)
+        elif isinstance(done, Refusal):
             # The note that came with it tells more; this keeps the request away until the next one comes.
             actor.cooling_until = max(actor.cooling_until, time.monotonic() + min(done.retry_in_s, 1.0))
         return done
@@ -389,6 +419,17 @@ def _end_lead(lane: "Lane[Any, Any]", key: bytes, generation: int, done: Result 
 
     if not lane.up:
         return
+    with contextlib.suppress(LaneClosed):
+        _post_end(lane, key, generation, done, publish)
+
+
+def _post_end(
+    lane: "Lane[Any, Any]",
+    key: bytes,
+    generation: int,
+    done: Result | Failure | None,
+    publish: Callable[[object], None],
+) -> None:
     if isinstance(done, Result) or (isinstance(done, Failure) and done.own_fault):
         lane.post(Finish(key, generation), publish, 60.0)
     else:

@@ -192,8 +192,9 @@ def decide(
         actor = None if tier.exhausted_until > now else tier.pick(now)
         if actor is None:
             soonest = min(soonest, tier.usable_at(now))
-            if _only_cooling(tier, now) and settings.on_rate_limit == "wait" and not request.interactive:
-                break  # a batch row waits for the better tier
+            waits = settings.on_rate_limit == "wait" and not request.interactive
+            if waits and past.strikes[tier.index] < TRIES_A_ROUND and _only_cooling(tier, now):
+                break  # a batch row waits for the better tier, unless that one has had its turn
             continue
         strikes = past.strikes[tier.index]
         tries = strikes if tier.retry_allowed or not strikes else _whole_rounds(strikes)
@@ -208,7 +209,10 @@ def decide(
         if not strikes:
             return Try(tier.index, actor, 0.0, retry=False)
         backoff = chance * min(BACKOFF_CAP_S, BACKOFF_S * 2.0 ** (past.counted - 1))
-        return Try(tier.index, actor, backoff, retry=True) if tier.retry_allowed else Wait(DOWN_S + backoff)
+        left = (past.deadline - now) / 2  # a retry that begins after the deadline would be paid for and thrown away
+        if tier.retry_allowed:
+            return Try(tier.index, actor, min(backoff, left), retry=True)
+        return Wait(min(DOWN_S + backoff, left))
     if soonest < float("inf"):
         pause = soonest - now
         if request.interactive and pause > INTERACTIVE_PATIENCE_S:

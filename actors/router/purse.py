@@ -102,12 +102,13 @@ class Purse:
                 return await future
         except BaseException:
             if future.done() and not future.cancelled() and future.exception() is None:
-                self._book.settle(future.result(), Amount())  # it came while the wait was being ended
+                self.settle(future.result(), Amount(), Amount())  # it came while the wait was being ended
             raise
         finally:
             self._book.stop_waiting(account, amount)
-            with contextlib.suppress(ValueError):
-                line.remove(place)
+            if future.cancelled() or not future.done():  # else it was served, and has left the line already
+                with contextlib.suppress(ValueError):
+                    line.remove(place)
 
     def _serve(
         self, account: Account, line: deque[tuple[Amount, "asyncio.Future[Reserved]"]], give_up_after: int

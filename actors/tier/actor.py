@@ -8,11 +8,11 @@ asks for a pause, everything queued is given back at once, so that the router ca
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import assert_never
 
 from actors.errors import ConfigError
-from actors.lane import Batch, Cancel, Complete, LaneServer
+from actors.lane import Cancel, Complete, LaneHost, LaneServer
 from actors.messages import Answer, Failure, Health, Refusal, TierCall
 from actors.settings import TierSettings
 from actors.tier.breaker import Breaker, Outcome, Permit, Refused
@@ -27,9 +27,12 @@ __all__ = ["TierActor", "TierReply"]
 TierReply = Answer | Failure | Refusal
 
 AUTH_PAUSE_S = 300.0
-"""A tier whose key is refused or whose model does not exist is out; it is probed again this much later."""
+"""A tier whose key is refused, or a path or model that is not there, is asked again this much later."""
+FORBIDDEN = 403
 COOLING_S = 1.0
 """The pause after a 429 that names none."""
+COOLING_LEAST_S = 0.1
+"""And after one that names none to speak of (`Retry-After: 0`): a 429 is not an attempt, so nothing else would slow it down."""
 RATE_PAUSE_S = 0.25
 """How long routers are told to stay away when the tier's own rate limit makes calls wait too long."""
 QUEUE_SWEEP_S = 0.25
@@ -38,22 +41,24 @@ QUEUE_SWEEP_S = 0.25
 class _Queued:
     """A call that waits for a slot, or runs."""
 
-    __slots__ = ("call", "cancelled", "complete", "expires", "task")
+    __slots__ = ("call", "cancelled", "complete", "expires", "started", "task")
 
     def __init__(self, call: TierCall, complete: Complete[TierReply], expires: float) -> None:
         self.call = call
         self.complete = complete
         self.expires = expires
         self.cancelled = False
+        self.started = False
         self.task: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:
         self.cancelled = True
-        if self.task is not None:
+        # A task that is cancelled before its first step never runs at all, and would not give back its slot.
+        if self.task is not None and self.started:
             self.task.cancel()
 
 
-class TierActor:
+class TierActor(LaneHost):
     """One of a tier's actors. Does no I/O when made (a failing constructor is final in Ray)."""
 
     def __init__(
@@ -73,21 +78,15 @@ class TierActor:
         self._cooling_until = 0.0
         self._dead_until = 0.0
         self._dead_reason = ""
+        self._has_answered = False
+        self._absent: dict[str, tuple[float, str]] = {}
+        """Paths that the endpoint does not have, until when that is believed, and what it said."""
         self._sweeping = False
         self._server: LaneServer[TierCall, TierReply] = LaneServer(
             self._start, note=self.health, weigh=lambda done: len(getattr(done, "body", b"")) + 200
         )
 
     # ------------------------------------------------------------------ what the router calls
-
-    async def submit(self, lane: str, generation: int, items: list[tuple[int, TierCall]], cancel: list[int]) -> bool:
-        """See LaneServer."""
-        return await self._server.submit(lane, generation, items, cancel)
-
-    async def completions(self, lane: str, generation: int) -> AsyncGenerator[Batch, None]:
-        """See LaneServer."""
-        async for batch in self._server.completions(lane, generation):
-            yield batch
 
     def health(self) -> Health:
         """The actor's condition now; durations in seconds from now."""
@@ -112,8 +111,12 @@ class TierActor:
 
     # ------------------------------------------------------------------ the way of a call
 
-    def _start(self, lane: str, call: TierCall, complete: Complete[TierReply]) -> Cancel:
-        queued = _Queued(call, complete, time.monotonic() + call.queue_s)
+    def _start(self, lane: str, call: TierCall, complete: Complete[TierReply]) -> Cancel | None:
+        now = time.monotonic()
+        if self._absent and (known := self._absent.get(call.path)) is not None and known[0] > now:
+            complete(Refusal("absent", known[0] - now, known[1]))
+            return None
+        queued = _Queued(call, complete, now + call.queue_s)
         self._queue.append(queued)
         self._pump()
         if self._queue and not self._sweeping:
@@ -144,29 +147,45 @@ class TierActor:
                     return
                 case _:
                     assert_never(admitted)
+        if queue:  # no slot is free: but nobody waits for one while nothing may be sent
+            now = time.monotonic()
+            refusal = self._gate(now)
+            if refusal is None and self._breaker.state == "open" and self._breaker.open_until > now:
+                refusal = Refusal("open", self._breaker.open_until - now)
+            if refusal is not None:
+                self._give_back(refusal)
 
     def _gate(self, now: float) -> Refusal | None:
         pause = max(self._cooling_until, self._dead_until) - now
         return Refusal("cooling", pause) if pause > 0 else None
 
-    def _give_back(self, refusal: Refusal) -> None:
-        queue = self._queue
-        while queue:
-            queued = queue.popleft()
-            if not queued.cancelled:
+    def _give_back(self, refusal: Refusal, path: str | None = None) -> None:
+        """Refuse what waits for a slot: all of it, or the calls to one path."""
+        for _ in range(len(self._queue)):
+            queued = self._queue.popleft()
+            if path is not None and queued.call.path != path:
+                self._queue.append(queued)
+            elif not queued.cancelled:
                 queued.complete(refusal)
 
     async def _attempt(self, queued: _Queued, permit: Permit) -> None:
         """Make one call. Whatever happens, the slot and the permit are given back and the item completes."""
         outcome: Outcome = "neutral"
         done: TierReply | None = None
+        queued.started = True
         try:
+            if queued.cancelled:
+                return
             done = await self._wait_for_rate(queued.call, permit)
             if done is None:
                 done = await self._send(queued.call)
-                outcome = self._learn(done)
+                outcome = self._learn(done, queued.call.path)
         except Exception as error:  # a defect of ours must not swallow the row
             done = Failure("internal", f"{type(error).__name__}: {error}"[:300], billed="unknown")
+        except asyncio.CancelledError:
+            if not queued.cancelled:  # by something within the transport, and somebody still waits
+                done = Failure("connection", "the call was cancelled on its way", billed="unknown")
+            raise
         finally:
             self._in_flight -= 1
             now = time.monotonic()
@@ -208,18 +227,26 @@ class TierActor:
             return Answer(reply.body, reply.status, outcome.usage, outcome.model, time.monotonic() - started)
         return outcome
 
-    def _learn(self, done: Answer | Failure) -> Outcome:
+    def _learn(self, done: Answer | Failure, path: str) -> Outcome:
         """What the answer says about the endpoint, for the breaker, the concurrency limit and the gates."""
         now = time.monotonic()
         if isinstance(done, Answer):
+            self._has_answered = True
             self._concurrency.succeeded(self._in_flight)
             return "success"
         match done.kind:
             case "rate_limited":
-                self._cool(COOLING_S if done.retry_after_s is None else done.retry_after_s)
+                self._cool(COOLING_S if done.retry_after_s is None else max(COOLING_LEAST_S, done.retry_after_s))
                 self._concurrency.refused(now)
                 return "neutral"
-            case "auth" | "not_found":
+            case "not_found":
+                # A wrong address or model, for this path at least: a chat endpoint need not have embeddings.
+                self._absent[path] = (now + AUTH_PAUSE_S, done.message)
+                self._give_back(Refusal("absent", AUTH_PAUSE_S, done.message), path)
+                return "neutral"
+            case "auth" if done.status == FORBIDDEN and self._has_answered:
+                return "neutral"  # the key serves others: it is this request that is forbidden
+            case "auth":
                 self._dead_until = now + AUTH_PAUSE_S
                 self._dead_reason = done.message
                 self._give_back(Refusal("cooling", AUTH_PAUSE_S))

@@ -272,20 +272,25 @@ class _Watch:
             kinds,
         )
 
+    def _said(self, name: str) -> str:
+        """What the last failed attempt at a tier said."""
+        notes = (tier for note in self._last.values() for tier in note.tiers if tier.name == name)
+        return plain(next((tier.last_failure for tier in notes if tier.last_failure), ""), 120)
+
     def _tier_events(self, tier: TierScene) -> None:
         name, (word, detail, _, left_s) = tier.name, tier.condition
         opened = self._run.tally.opened[name]
         if opened > self._opened[name]:
             self._opened[name] = opened
             for_s = f", no calls to it for {ceil(left_s)} s" if word == "open" and left_s > 0 else ""
-            said = next(
-                (t.last_failure for n in self._last.values() for t in n.tiers if t.name == name and t.last_failure), ""
-            )
-            why = f" ({plain(said, 120)})" if said else ""
+            why = f" ({said})" if (said := self._said(name)) else ""
             self._tell(f"opened {name}", f"{name} keeps failing{why}: its circuit breaker opened{for_s}")
             self._troubled.add(f"opened {name}")
         elif word == "ok":
             self._over(f"opened {name}", f"{name} answers again: its circuit breaker closed")
+        if tier.kinds.get("not_found") and f"absent {name}" not in self._troubled:
+            self._tell(f"absent {name}", f"{name} cannot take these calls: {self._said(name)}")
+            self._troubled.add(f"absent {name}")
         if word == "out":
             if f"out {name}" not in self._troubled:
                 self._tell(f"out {name}", f"{name} is out: {detail}")

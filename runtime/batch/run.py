@@ -244,6 +244,12 @@ class BatchRun:
     # ------------------------------------------------------------------ a row, from its result to its line
 
     def _on_done(self, row: Row, request: Request, redone: int, done: object) -> None:
+        try:
+            self._end(row, request, redone, done)
+        except Exception as error:  # a defect of ours must not leave the job waiting for this row for ever
+            self._stop("output", f"row {row.custom_id!r} could not be ended: {type(error).__name__}: {error}")
+
+    def _end(self, row: Row, request: Request, redone: int, done: object) -> None:
         match done:
             case Result():
                 self._add_result(row, request, done)

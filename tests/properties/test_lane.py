@@ -15,18 +15,18 @@ from tests.simulated import LocalPeer, simulate
 
 
 class Step(NamedTuple):
-    what: Literal["post", "complete", "cancel", "wait", "kill", "start", "stop", "go on", "close serving", "slow"]
+    what: Literal["post", "complete", "cancel", "wait", "kill", "start", "stop", "go-on", "close", "slow"]
     count: int
     """Items, or a length of time."""
 
 
+# What is likely to happen stands here more than once.
+WHATS = ["post", "post", "post", "complete", "complete", "cancel", "wait", "wait", "wait"]
+WHATS += ["kill", "start", "start", "stop", "go-on", "go-on", "close", "slow"]
 STEPS = st.lists(
     st.builds(
         Step,
-        st.sampled_from(
-            ["post", "post", "post", "complete", "complete", "cancel", "wait", "wait", "wait"]
-            + ["kill", "start", "start", "stop", "go on", "go on", "close serving", "slow"]
-        ),
+        st.sampled_from(WHATS),
         st.integers(0, 9),
     ),
     max_size=60,
@@ -93,9 +93,9 @@ class World:
                     self.peer.serving = self.new_actor()
             case "stop":
                 self.peer.stopped = True
-            case "go on":
+            case "go-on":
                 self.peer.stopped = False
-            case "close serving":
+            case "close":
                 if isinstance(self.peer.serving, LaneServer):
                     self.peer.serving.close()
             case "slow":

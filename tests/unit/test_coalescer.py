@@ -67,8 +67,14 @@ def test_what_changes_the_answer_is_part_of_it(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"path": "/completions"}, {"start_tier": 1}, {"min_quality": 1}, {"tenant": "t"}, {"prompt": "p@1"}]
-    + [{"schema": b"{}"}],
+    [
+        {"path": "/completions"},
+        {"start_tier": 1},
+        {"min_quality": 1},
+        {"tenant": "t"},
+        {"prompt": "p@1"},
+        {"schema": b"{}"},
+    ],
     ids=str,
 )
 def test_where_it_goes_and_for_whom_is_part_of_it(change: dict[str, Any]) -> None:

@@ -1,0 +1,370 @@
+"""The plan of one request: which tier next, when to wait, when to give up."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from actors.messages import Attempt, Failure, FailureKind, Health, Request
+from actors.router.plan import (
+    BACKOFF_CAP_S,
+    DOWN_S,
+    INTERACTIVE_PATIENCE_S,
+    LOOK_AGAIN_S,
+    GiveUp,
+    Past,
+    Step,
+    TierState,
+    Try,
+    Wait,
+    decide,
+)
+from actors.router.retries import CAPACITY, FLOOR_PER_S, RetryBudget
+from actors.settings import RouterSettings, TierSettings
+
+NOW = 1000.0
+REQUEST = Request("r", "/chat/completions", b"{}", b"", 10, None)
+
+
+class Cascade:
+    """Tiers as a router sees them, and one request's way through them."""
+
+    def __init__(self, *tiers: dict[str, Any], request: Request = REQUEST, **settings: Any) -> None:
+        self.tiers = [
+            TierState(
+                index,
+                TierSettings.model_validate({"name": f"t{index}", "model": "m", "base_url": "http://x", **tier}),
+            )
+            for index, tier in enumerate(tiers or ({}, {}, {}))
+        ]
+        for tier in self.tiers:
+            for actor in tier.actors:
+                actor.up = True
+        self.request = request
+        self.settings = RouterSettings(**settings)
+        self.past = Past(len(self.tiers), NOW + request.deadline_s)
+        self.now = NOW
+
+    def decide(self, chance: float = 0.5) -> Step:
+        return decide(self.request, self.tiers, self.past, self.settings, self.now, chance)
+
+    def fail(self, tier: int, kind: FailureKind, **failure: Any) -> None:
+        self.past.note(self.tiers[tier], self.tiers, Failure(kind, f"it was {kind}", **failure))
+        self.past.attempts.append(Attempt(f"t{tier}", 0, kind, failure.get("status", 0), 0.1))
+
+    def goes(self, *kinds: FailureKind) -> list[int]:
+        """The tiers that are tried when one try after the other fails like this, and the one after that."""
+        tried = []
+        for kind in (*kinds, None):
+            step = self.decide()
+            assert isinstance(step, Try), step
+            tried.append(step.tier)
+            if kind is not None:
+                self.fail(step.tier, kind)
+        return tried
+
+    def observe(self, tier: int, actor: int = 0, **health: Any) -> None:
+        self.tiers[tier].actors[actor].observe(Health(**health), self.now)
+
+
+def gave_up(step: Step, kind: FailureKind) -> GiveUp:
+    assert isinstance(step, GiveUp), step
+    assert step.kind == kind
+    return step
+
+
+# -- order ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_tier_is_tried_first_at_once() -> None:
+    """The order of the configuration is the order of the cascade."""
+    assert Cascade().decide() == Try(0, 0, 0.0, retry=False)
+
+
+def test_a_request_starts_where_it_asks_to() -> None:
+    """The tiers before its start are never tried, also when those after it fail."""
+    cascade = Cascade(request=REQUEST._replace(start_tier=1))
+    assert cascade.goes("timeout", "timeout", "timeout") == [1, 2, 1, 2]
+
+
+def test_tiers_below_the_quality_asked_for_are_never_tried() -> None:
+    """A cheap answer is no answer to who asked for a good one."""
+    cascade = Cascade({"quality": "medium"}, {}, {"quality": "high"}, request=REQUEST._replace(min_quality=1))
+    assert cascade.goes("timeout", "timeout") == [0, 2, 0]
+
+
+def test_when_no_tier_is_good_enough_it_says_so() -> None:
+    """With the tiers there are, and before any call."""
+    cascade = Cascade({}, {"quality": "medium"}, request=REQUEST._replace(min_quality=2))
+    assert "t0 (basic), t1 (medium)" in gave_up(cascade.decide(), "no_tier").message
+    cascade = Cascade({"quality": "high"}, {}, request=REQUEST._replace(min_quality=2, start_tier=1))
+    gave_up(cascade.decide(), "no_tier")
+
+
+def test_the_actor_with_the_fewest_calls_is_picked() -> None:
+    """Of those that are usable."""
+    cascade = Cascade({"replicas": 4})
+    for actor, outstanding in zip(cascade.tiers[0].actors, (5, 3, 1, 0), strict=True):
+        actor.outstanding = outstanding
+    cascade.observe(0, 3, cooling_for_s=5.0)
+    cascade.tiers[0].actors[2].up = False
+    assert cascade.decide() == Try(0, 1, 0.0, retry=False)
+
+
+@pytest.mark.parametrize("kind", ["server", "overloaded", "connection", "malformed", "lost"])
+def test_a_hiccup_is_tried_once_more_in_place_then_elsewhere(kind: FailureKind) -> None:
+    """Two tries a round for each tier, and only then a second round."""
+    assert Cascade(max_attempts=20).goes(*[kind] * 6) == [0, 0, 1, 1, 2, 2, 0]
+
+
+def test_timeouts_go_on_to_the_next_tier() -> None:
+    """Waiting as long again for the same tier is the last thing to do."""
+    assert Cascade().goes("timeout", "timeout", "timeout", "timeout") == [0, 1, 2, 0, 1]
+
+
+def test_mixed_failures_keep_to_rounds() -> None:
+    """No tier has a third try before all had two."""
+    assert Cascade(max_attempts=9).goes("server", "timeout", "server", "server", "timeout") == [0, 0, 1, 1, 2, 0]
+
+
+# -- retries and backoff -------------------------------------------------------------------------------------------
+
+
+def test_going_back_costs_backoff_with_full_jitter_and_going_on_costs_nothing() -> None:
+    """A retry is marked as such, so that the retry budget pays for it."""
+    cascade = Cascade(max_attempts=50)
+    cascade.fail(0, "server")
+    assert cascade.decide(0.0) == Try(0, 0, 0.0, retry=True)
+    assert cascade.decide(0.5) == Try(0, 0, 0.125, retry=True)
+    cascade.fail(0, "server")
+    assert cascade.decide(0.999) == Try(1, 0, 0.0, retry=False)
+    for _ in range(40):
+        cascade.fail(0, "server")
+    for _ in range(3):
+        cascade.fail(1, "server")
+        cascade.fail(2, "server")
+    step = cascade.decide(0.999)
+    assert isinstance(step, Try)
+    assert BACKOFF_CAP_S / 2 < step.delay_s < BACKOFF_CAP_S
+
+
+def test_without_a_retry_budget_it_goes_on_instead_of_back() -> None:
+    """During an outage the trouble is not fed with retries; a tier that was not asked yet is no retry."""
+    cascade = Cascade(max_attempts=50)
+    for tier in cascade.tiers:
+        tier.retry_allowed = False
+    assert cascade.goes("server", "server") == [0, 1, 2]
+    cascade.fail(2, "server")
+    step = cascade.decide()
+    assert isinstance(step, Wait), "all were asked: now it waits for the budget"
+    cascade.tiers[1].retry_allowed = True
+    assert cascade.decide() == Try(1, 0, pytest.approx(0.5), retry=True)
+
+
+def test_a_backoff_does_not_reach_past_the_deadline() -> None:
+    """A try that could only begin after the deadline is no try."""
+    cascade = Cascade({}, max_attempts=50)
+    for _ in range(9):
+        cascade.fail(0, "server")
+    cascade.now = cascade.past.deadline - 1.0
+    for allowed in (True, False):
+        cascade.tiers[0].retry_allowed = allowed
+        step = cascade.decide(0.999)
+        assert isinstance(step, Try if allowed else Wait)
+        assert cascade.now + step.delay_s < cascade.past.deadline
+
+
+def test_the_retry_budget_is_a_tenth_of_the_calls_with_a_small_floor() -> None:
+    """A quiet router may retry; a busy one adds at most a tenth to its load."""
+    budget = RetryBudget(0.0)
+    granted = 0
+    for _ in range(100):
+        if budget.allows(0.0):
+            budget.withdraw()
+            granted += 1
+    assert granted == FLOOR_PER_S
+    for _ in range(1000):
+        budget.deposit(0.0)
+    while budget.allows(0.0):
+        budget.withdraw()
+        granted += 1
+    assert granted == pytest.approx(FLOOR_PER_S + min(CAPACITY, 100), abs=1)
+    assert budget.allows(1.0)
+
+
+# -- limits and pauses ---------------------------------------------------------------------------------------------
+
+
+def test_a_rate_limit_is_no_attempt_and_the_next_tier_is_tried() -> None:
+    """A 429 costs none of `max_attempts`, however many there are."""
+    cascade = Cascade(max_attempts=1)
+    for _ in range(50):
+        cascade.fail(0, "rate_limited")
+    cascade.observe(0, cooling_for_s=10.0)
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+    cascade.now += 10.1
+    assert cascade.decide() == Try(0, 0, 0.0, retry=False)
+
+
+def test_a_batch_row_may_wait_for_the_better_tier() -> None:
+    """`on_rate_limit: wait`: it waits while the tier only cools, looking again each second, and uses it then."""
+    cascade = Cascade(on_rate_limit="wait")
+    cascade.observe(0, cooling_for_s=10.0)
+    assert cascade.decide() == Wait(LOOK_AGAIN_S)
+    cascade.now += 9.5
+    assert cascade.decide() == Wait(pytest.approx(0.5))
+    cascade.now += 0.6
+    assert cascade.decide() == Try(0, 0, 0.0, retry=False)
+
+
+def test_it_does_not_wait_for_a_better_tier_that_has_had_its_turn() -> None:
+    """A tier that timed out for this row is behind the others in this round, cooling or not."""
+    cascade = Cascade(on_rate_limit="wait")
+    cascade.fail(0, "timeout")
+    cascade.observe(0, cooling_for_s=10.0)
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+
+
+def test_an_interactive_request_never_waits_for_a_better_tier() -> None:
+    """Somebody is sitting there."""
+    cascade = Cascade(on_rate_limit="wait", request=REQUEST._replace(interactive=True))
+    cascade.observe(0, cooling_for_s=10.0)
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+
+
+def test_nobody_waits_for_a_better_tier_that_is_broken() -> None:
+    """An open breaker is not a rate limit."""
+    cascade = Cascade(on_rate_limit="wait")
+    cascade.observe(0, state="open", open_for_s=10.0)
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+
+
+def test_when_all_tiers_are_open_a_row_waits_for_the_first_to_recover() -> None:
+    """Waiting is no attempt; it looks again at least every second, since health changes without telling it."""
+    cascade = Cascade()
+    for tier, pause_s in enumerate((30.0, 0.4, 20.0)):
+        cascade.observe(tier, state="open", open_for_s=pause_s)
+    assert cascade.decide() == Wait(pytest.approx(0.4))
+    cascade.observe(1, state="open", open_for_s=60.0)
+    assert cascade.decide() == Wait(LOOK_AGAIN_S)
+    cascade.now += 20.5
+    assert cascade.decide() == Try(2, 0, 0.0, retry=False)
+
+
+def test_a_recovering_tier_gets_one_call_at_a_time() -> None:
+    """The crowd stays where it is until the probe has come back."""
+    cascade = Cascade({}, {})
+    cascade.observe(0, state="half_open")
+    assert cascade.decide() == Try(0, 0, 0.0, retry=False)
+    cascade.tiers[0].actors[0].outstanding = 1
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+    cascade.observe(0, state="closed")
+    assert cascade.decide() == Try(0, 0, 0.0, retry=False)
+
+
+def test_a_tier_whose_actor_is_down_is_passed_over_and_looked_at_again_soon() -> None:
+    """An actor restarts within seconds."""
+    cascade = Cascade({}, {})
+    cascade.tiers[0].actors[0].up = False
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+    cascade.tiers[1].actors[0].up = False
+    assert cascade.decide() == Wait(DOWN_S)
+
+
+def test_a_tier_whose_own_budget_is_spent_is_passed_over() -> None:
+    """The cheaper tier below it may still have some."""
+    cascade = Cascade({}, {})
+    cascade.tiers[0].exhausted_until = NOW + 5
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+    cascade.tiers[1].exhausted_until = NOW + 0.5
+    assert cascade.decide() == Wait(0.5)
+
+
+def test_an_interactive_caller_is_told_when_to_come_back_rather_than_kept() -> None:
+    """Only a short wait is waited for."""
+    cascade = Cascade({}, request=REQUEST._replace(interactive=True))
+    cascade.observe(0, state="open", open_for_s=INTERACTIVE_PATIENCE_S - 0.5)
+    assert isinstance(cascade.decide(), Wait)
+    cascade.observe(0, state="open", open_for_s=20.0)
+    assert gave_up(cascade.decide(), "all_tiers_exhausted").retry_after_s == pytest.approx(20.0)
+
+
+# -- what ends a request -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bad_request", "content_filter", "cancelled", "budget_exceeded", "internal"])
+def test_final_failures_are_final(kind: FailureKind) -> None:
+    """Another try would end the same way: its own kind and message are what the caller gets."""
+    cascade = Cascade()
+    cascade.fail(0, kind)
+    assert gave_up(cascade.decide(), kind).message == f"it was {kind}"
+
+
+def test_a_prompt_that_is_too_long_goes_only_to_larger_windows() -> None:
+    """Equal and smaller windows would refuse it too; an unknown window may be larger."""
+    windows: Sequence[int | None] = (8000, 4000, 8000, None, 32_000)
+    cascade = Cascade(*({"context_tokens": window} for window in windows))
+    assert cascade.goes("context_length", "timeout") == [0, 3, 4]
+
+
+def test_a_prompt_that_is_too_long_for_all_says_so() -> None:
+    """As the endpoint said it, which is the request's own trouble."""
+    cascade = Cascade({"context_tokens": 8000}, {"context_tokens": 4000})
+    cascade.fail(0, "context_length")
+    assert gave_up(cascade.decide(), "context_length").message == "it was context_length"
+
+
+@pytest.mark.parametrize("kind", ["auth", "not_found"])
+def test_a_tier_with_a_wrong_key_or_model_is_never_tried_again(kind: FailureKind) -> None:
+    """It costs no attempt, and when no other tier is left its message is what the caller gets."""
+    cascade = Cascade({}, {}, max_attempts=1)
+    assert cascade.goes(kind) == [0, 1]
+    cascade.fail(1, kind)
+    assert gave_up(cascade.decide(), kind).message == f"it was {kind}"
+
+
+def test_a_tier_that_is_out_for_everybody_is_not_waited_for() -> None:
+    """A request that comes later learns at once why there is no tier."""
+    cascade = Cascade({"replicas": 2}, {})
+    cascade.observe(0, 0, cooling_for_s=300.0, dead_reason="wrong key")
+    assert cascade.decide() == Try(0, 1, 0.0, retry=False), "its other actor may have another key"
+    cascade.observe(0, 1, cooling_for_s=300.0, dead_reason="wrong key")
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+    cascade.observe(1, cooling_for_s=300.0, dead_reason="no such model")
+    assert gave_up(cascade.decide(), "auth").message == "tier t0 is out: wrong key"
+
+
+def test_the_deadline_ends_it() -> None:
+    """Also while it waits, and it says how long that was and what was tried."""
+    cascade = Cascade(request=REQUEST._replace(deadline_s=30.0))
+    cascade.fail(0, "timeout")
+    cascade.now = NOW + 29.9
+    for tier in range(3):
+        cascade.observe(tier, state="open", open_for_s=10.0)
+    assert cascade.decide() == Wait(pytest.approx(0.1))
+    cascade.now = NOW + 30.0
+    assert gave_up(cascade.decide(), "deadline").message == "not done within 30 s: t0 timeout"
+
+
+def test_attempts_are_bounded() -> None:
+    """`max_attempts` counts what was sent and failed."""
+    cascade = Cascade(max_attempts=3)
+    assert cascade.goes("server", "timeout") == [0, 0, 1]
+    cascade.fail(1, "rate_limited")
+    assert isinstance(cascade.decide(), Try)
+    cascade.fail(1, "server")
+    gave_up(cascade.decide(), "all_tiers_exhausted")
+
+
+def test_the_last_word_tells_every_attempt() -> None:
+    """One line: what was tried, how it ended, how often."""
+    cascade = Cascade(max_attempts=4)
+    cascade.fail(0, "server", status=500)
+    cascade.fail(0, "server", status=500)
+    cascade.fail(0, "rate_limited", status=429)
+    cascade.fail(1, "timeout")
+    cascade.fail(2, "overloaded", status=503)
+    assert (
+        gave_up(cascade.decide(), "all_tiers_exhausted").message
+        == "failed 4 times: t0 server 500 x2, t0 rate_limited 429, t1 timeout, t2 overloaded 503"
+    )
