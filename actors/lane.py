@@ -37,7 +37,7 @@ __all__ = ["Batch", "Cancel", "Complete", "Lane", "LaneHost", "LaneServer", "Pee
 MAX_GAP_S = 0.025
 ITEMS_PER_S_AT_MAX_GAP = 2_000
 """The gap grows linearly with the rate of items and reaches MAX_GAP_S here."""
-GOOD_BLOCK_ITEMS = 128
+GOOD_BLOCK_ITEMS = 100
 """More items in a call make it no cheaper per item, so nothing waits for more."""
 BLOCK_BYTES = 90_000
 """Ray carries arguments and results below 100 KiB inline; above, they go through the object store at half the speed."""
@@ -96,22 +96,31 @@ class RayPeer:
 class _Pace:
     """How long to leave between two sends, from the rate of items (see the header)."""
 
-    __slots__ = ("_last", "_rate")
+    __slots__ = ("_full", "_last", "_rate")
 
     def __init__(self) -> None:
         self._rate = 0.0
         self._last = 0.0
+        self._full = asyncio.Event()
 
-    def delay_s(self, now: float) -> float:
-        """Seconds to wait before the next send."""
-        rate = self._rate
-        if rate < ITEMS_PER_S_AT_MAX_GAP:
-            gap = rate * (MAX_GAP_S / ITEMS_PER_S_AT_MAX_GAP)
-        else:
-            gap = min(MAX_GAP_S, GOOD_BLOCK_ITEMS / rate)
-        return self._last + gap - now
+    def gathered(self, items: int) -> None:
+        """So many items wait to be sent; a good block of them goes without a pause."""
+        if items >= GOOD_BLOCK_ITEMS:
+            self._full.set()
 
-    def sent(self, items: int, now: float) -> None:
+    async def pause(self, items: int) -> None:
+        """Wait until it is time for the next send, `items` of which wait for it now."""
+        self._full.clear()
+        delay = self._last + min(MAX_GAP_S, self._rate * (MAX_GAP_S / ITEMS_PER_S_AT_MAX_GAP)) - time.monotonic()
+        if delay <= 0 or items >= GOOD_BLOCK_ITEMS:
+            await asyncio.sleep(0)  # one turn of the loop at least: what is posted in the same turn leaves together
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._full.wait()
+
+    def sent(self, items: int) -> None:
+        now = time.monotonic()
         elapsed = max(now - self._last, 1e-4)
         weight = min(1.0, elapsed / 0.05)  # a time constant of about 50 ms, whatever the number of sends
         self._rate += weight * (items / elapsed - self._rate)
@@ -121,7 +130,7 @@ class _Pace:
 class _Outbox:
     """One lane in the serving half: what runs, and what has finished and was not yet yielded."""
 
-    __slots__ = ("closed", "finished", "generation", "heard_at", "name", "running", "wake")
+    __slots__ = ("closed", "finished", "generation", "heard_at", "name", "pace", "running", "wake")
 
     def __init__(self, name: str, generation: int, now: float) -> None:
         self.name = name
@@ -131,6 +140,7 @@ class _Outbox:
         self.wake = asyncio.Event()
         self.closed = False
         self.heard_at = now
+        self.pace = _Pace()
 
     def complete(self, number: int, done: Any) -> None:
         """End an item. A second completion of the same item, or one after the lane closed, changes nothing."""
@@ -138,6 +148,7 @@ class _Outbox:
             del self.running[number]
             self.finished.append((number, done))
             self.wake.set()
+            self.pace.gathered(len(self.finished))
 
 
 class LaneServer(Generic[Item, Done]):
@@ -195,7 +206,7 @@ class LaneServer(Generic[Item, Done]):
         box = self._lanes[lane] = _Outbox(lane, generation, time.monotonic())
         if self._reaper is None:
             self._reaper = asyncio.create_task(self._reap())
-        pace = _Pace()
+        pace = box.pace
         try:
             yield self._note(), []
             while True:
@@ -209,11 +220,9 @@ class LaneServer(Generic[Item, Done]):
                     except TimeoutError:
                         yield self._note(), []  # idle, but what it has to say of itself may have changed
                     continue
-                delay = pace.delay_s(time.monotonic())
-                if delay > 0:
-                    await asyncio.sleep(delay)
+                await pace.pause(len(box.finished))
                 block = self._take(box)
-                pace.sent(len(block), time.monotonic())
+                pace.sent(len(block))
                 yield self._note(), block
         finally:
             self._close(box)
@@ -344,6 +353,7 @@ class Lane(Generic[Item, Done]):
         self._waiting: deque[tuple[int, Item]] = deque()
         self._entries: dict[int, tuple[Callable[[Any], None], float]] = {}
         self._cancel: list[int] = []
+        self._pace = _Pace()
         self._wake = asyncio.Event()
         self._room: asyncio.Event | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -379,6 +389,7 @@ class Lane(Generic[Item, Done]):
         self._entries[number] = (on_done, time.monotonic() + timeout_s)
         self._waiting.append((number, item))
         self._wake.set()
+        self._pace.gathered(len(self._waiting))
         return number
 
     async def call(self, item: Item, timeout_s: float) -> Done:
@@ -449,7 +460,7 @@ class Lane(Generic[Item, Done]):
             self._on_up(up)
 
     async def _send(self, generation: int) -> None:
-        pace = _Pace()
+        pace = self._pace
         while True:
             if not self._waiting and not self._cancel:
                 self._wake.clear()
@@ -457,12 +468,10 @@ class Lane(Generic[Item, Done]):
                     async with asyncio.timeout(KEEPALIVE_S):
                         await self._wake.wait()
             else:
-                delay = pace.delay_s(time.monotonic())
-                # One turn of the loop at least: what is posted in the same turn leaves together.
-                await asyncio.sleep(delay if delay > 0 else 0)
+                await pace.pause(len(self._waiting))
             block = self._take()
             cancel, self._cancel = self._cancel, []
-            pace.sent(len(block), time.monotonic())
+            pace.sent(len(block))
             async with asyncio.timeout(self._ack_timeout_s):
                 if not await self._peer.submit(self.owner, generation, block, cancel):
                     return

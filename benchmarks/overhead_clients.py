@@ -108,7 +108,7 @@ class Meter:
             "seconds": ended - began,
             "rows_per_s": rows / (ended - began),
             "cpu_us_per_row": sum(cpu.values()),
-            "cpu_us_per_row_by_role": {role: round(us, 1) for role, us in sorted(cpu.items()) if us > 0},
+            "cpu_us_per_row_by_role": {role: round(us, 1) for role, us in sorted(cpu.items())},
             "start_s": self._warming_at - self._made_at,
             "end_s": time.perf_counter() - ended,
         }

@@ -35,9 +35,10 @@ def test_the_overhead_benchmark_completes_and_its_report_has_every_field(tmp_pat
     assert set(report["clients"]) == {"aiohttp", "openai", "raycade"}
     for name, client in report["clients"].items():
         assert client["rows"] == ROWS, name
-        for field in ("rows_per_s", "cpu_us_per_row"):
+        assert client["rows_per_s"]["least"] > 0, name
+        for field in ("rows_per_s", "cpu_us_per_row"):  # so few rows may take less CPU than /proc can tell
             spread = client[field]
-            assert 0 < spread["least"] <= spread["median"] <= spread["most"], (name, field)
+            assert 0 <= spread["least"] <= spread["median"] <= spread["most"], (name, field)
     assert set(report["ratios"]) == set(report["aims"]) == {"aiohttp", "openai"}
     assert all(ratio["median"] > 0 for ratio in report["ratios"].values())
     assert report["machine"]["cores"] >= 1
