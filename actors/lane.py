@@ -32,7 +32,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from actors.errors import ActorLost, LaneClosed, LaneTimeout, RaycadeError
 
-__all__ = ["Batch", "Cancel", "Complete", "Lane", "LaneHost", "LaneServer", "Peer", "RayPeer", "as_tasks"]
+__all__ = ["Batch", "Cancel", "Complete", "Lane", "LaneHost", "LaneServer", "Peer", "RayPeer", "as_tasks", "calm_gc"]
 
 MAX_GAP_S = 0.025
 ITEMS_PER_S_AT_MAX_GAP = 2_000
@@ -91,6 +91,12 @@ class RayPeer:
             # Dropping a Ray generator does not stop its producer. The actor may be gone already.
             with contextlib.suppress(Exception):
                 self._cancel(stream)
+
+
+def calm_gc() -> None:
+    """Make Python's collector look less often, and not at what stands already. For processes at the ends of lanes."""
+    gc.freeze()
+    gc.set_threshold(*CALM_GC)
 
 
 class _Pace:
@@ -173,7 +179,7 @@ class LaneServer(Generic[Item, Done]):
         self._lanes: dict[str, _Outbox] = {}
         self._reaper: asyncio.Task[None] | None = None
 
-        gc.set_threshold(*CALM_GC)
+        calm_gc()
 
     @property
     def outstanding(self) -> int:

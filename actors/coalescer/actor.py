@@ -28,10 +28,13 @@ class Claim(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """Completes with True when the lead should publish."""
+    """Completes with the positions of the leads that should publish: those that somebody follows.
 
-    key: bytes
-    generation: int
+    Many leads in one item, since nearly all of them have no followers and the item costs more than they do.
+    """
+
+    leads: tuple[tuple[bytes, int], ...]
+    """(key, generation) of each."""
 
 
 class Publish(NamedTuple):
@@ -91,7 +94,7 @@ class CoalescerActor(LaneHost):
                     return partial(self._leave, ticket)
                 complete(answer)
             case Finish():
-                complete(self._table.finish(item.key, item.generation))
+                complete([at for at, lead in enumerate(item.leads) if self._table.finish(*lead)])
             case Publish():
                 _tell(self._table.publish(item.key, item.generation, item.result, item.size, now, item.keep))
                 complete(None)

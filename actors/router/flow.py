@@ -42,6 +42,8 @@ RATE_PATIENCE_S = 0.5
 """With `on_rate_limit: fallback`, how long a call waits for its tier's own rate limit before the next tier has it."""
 STRUCTURED_RETRIES = 2
 LEAD_GRACE_S = 30.0
+FINISH_S = 0.01
+"""For so long the ends of leads are gathered."""
 NOTHING = Amount()
 NO_USAGE = Usage(0, 0)
 
@@ -134,6 +136,8 @@ class Router:
         # The book's incarnation must be new for ever: the ledger books what an older one of the same holder held.
         self._purse = Purse(LeaseBook(name, lambda: uuid4().hex), peers.exchange)
         self._limits: dict[Account, Any] = {}
+        self._finished: list[tuple[bytes, int, Result | Failure]] = []
+        """Leads that have ended and that the coalescer has not been told of."""
 
     async def open(self) -> None:
         """Open the lanes to all peers. Does not wait for them: a tier that is down is treated as such."""
@@ -202,7 +206,7 @@ class Router:
             done = await self._answer(request)
             return done
         finally:
-            _end_lead(lane, request.digest, claimed.generation, done)
+            self._end_lead(request.digest, claimed.generation, done)
 
     async def _claim(self, request: Request, lane: "Lane[Any, Any]") -> Lead | Shared | None:
         """Claim the request's key. None: the coalescer is lost, and coalescing saves money but must never stop work.
@@ -217,7 +221,7 @@ class Router:
             if not claim.done():
                 claim.set_result(ending)
             elif isinstance(ending, Lead):
-                _end_lead(lane, request.digest, ending.generation, None)
+                self._end_lead(request.digest, ending.generation, None)
 
         try:
             lane.post(Claim(request.digest, lease_s), arrived, lease_s)
@@ -227,7 +231,7 @@ class Router:
             ending = await claim
         except asyncio.CancelledError:
             if claim.done() and not claim.cancelled() and isinstance(lead := claim.result(), Lead):
-                _end_lead(lane, request.digest, lead.generation, None)
+                self._end_lead(request.digest, lead.generation, None)
             raise
         return ending if isinstance(ending, Lead | Shared) else None
 
@@ -273,8 +277,9 @@ class Router:
         """Ask tiers as the plan says. `spent`: what the request has cost before."""
         while True:
             now = time.monotonic()
-            for tier in self._tiers:
-                tier.state.retry_allowed = tier.retries.allows(now)
+            if past.attempts:
+                for tier in self._tiers:
+                    tier.state.retry_allowed = tier.retries.allows(now)
             step = decide(request, self._states, past, self._settings, now, random.random())
             match step:
                 case Try():
@@ -382,6 +387,35 @@ class Router:
         self._purse.settle(reserved, spent, unknown)
         return spent if unknown is NOTHING else unknown
 
+    # ------------------------------------------------------------------ the end of a lead
+
+    def _end_lead(self, key: bytes, generation: int, done: Result | Failure | None) -> None:
+        """Tell the coalescer how a lead ended, without waiting for it."""
+        if isinstance(done, Result) or (isinstance(done, Failure) and done.own_fault):
+            self._finished.append((key, generation, done))
+            if len(self._finished) == 1:
+                asyncio.get_running_loop().call_later(FINISH_S, self._finish)
+        else:
+            self._tell_coalescer(Abandon(key, generation), _ignore)
+
+    def _finish(self) -> None:
+        """Tell it of all that have finished lately; those that somebody follows are published."""
+        finished, self._finished = self._finished, []
+
+        def publish(wanted: object) -> None:
+            for at in wanted if isinstance(wanted, list) else ():
+                key, generation, done = finished[at]
+                size = len(done.body) + 500
+                self._tell_coalescer(Publish(key, generation, done, size, isinstance(done, Result)), _ignore)
+
+        self._tell_coalescer(Finish(tuple((key, generation) for key, generation, _ in finished)), publish)
+
+    def _tell_coalescer(self, item: object, on_done: Callable[[object], None]) -> None:
+        lane = self._coalescer
+        if lane is not None and lane.up:  # else it is lost, and its leads with it
+            with contextlib.suppress(LaneClosed):
+                lane.post(item, on_done, LEAD_GRACE_S)
+
     # ------------------------------------------------------------------ small things
 
     def _note(self, tier: _Tier, index: int, past: Past, failure: Failure) -> Failure:
@@ -407,33 +441,6 @@ class Router:
         if self._coalescer is not None:
             lanes.append(self._coalescer)
         return lanes
-
-
-def _end_lead(lane: "Lane[Any, Any]", key: bytes, generation: int, done: Result | Failure | None) -> None:
-    """Tell the coalescer how the lead ended, without waiting for it."""
-
-    def publish(wanted: object) -> None:
-        if wanted is True and done is not None and lane.up:
-            size = len(done.body) + 500
-            lane.post(Publish(key, generation, done, size, isinstance(done, Result)), _ignore, 60.0)
-
-    if not lane.up:
-        return
-    with contextlib.suppress(LaneClosed):
-        _post_end(lane, key, generation, done, publish)
-
-
-def _post_end(
-    lane: "Lane[Any, Any]",
-    key: bytes,
-    generation: int,
-    done: Result | Failure | None,
-    publish: Callable[[object], None],
-) -> None:
-    if isinstance(done, Result) or (isinstance(done, Failure) and done.own_fault):
-        lane.post(Finish(key, generation), publish, 60.0)
-    else:
-        lane.post(Abandon(key, generation), _ignore, 60.0)
 
 
 def _observe(actor: ActorState, health: Health) -> None:
@@ -470,4 +477,10 @@ def _failed(step: GiveUp, past: Past, spent: Amount) -> Failure:
 
 
 def _weigh_claim(item: object) -> int:
-    return 150 + (len(item.result.body) if isinstance(item, Publish) else 0)
+    match item:
+        case Publish():
+            return 150 + len(item.result.body)
+        case Finish():
+            return 100 + 50 * len(item.leads)
+        case _:
+            return 150

@@ -232,7 +232,7 @@ class TierActor(LaneHost):
         now = time.monotonic()
         if isinstance(done, Answer):
             self._has_answered = True
-            self._concurrency.succeeded(self._in_flight)
+            self._concurrency.succeeded(self._in_flight, now)
             return "success"
         match done.kind:
             case "rate_limited":

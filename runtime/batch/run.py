@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from actors.errors import ActorLost, InputError, LaneClosed, LaneTimeout
-from actors.lane import Lane
+from actors.lane import Lane, calm_gc
 from actors.messages import Failure, Request, Result
 from actors.router.structured import Parsed, content_of, parse_reply
 from runtime.batch.ahead import ReadAhead
@@ -97,6 +97,7 @@ class BatchRun:
 
     async def run(self) -> Ending:
         """Do every row that is not done. Whatever happens, lines that were made are written."""
+        calm_gc()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupted)

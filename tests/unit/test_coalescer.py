@@ -266,7 +266,7 @@ async def test_a_call_is_shared_between_routers() -> None:
         led = await routers.claim(0)
         followers = [routers.claim(1), routers.claim(0)]
         await asyncio.sleep(1.0)
-        assert await routers.lanes[0].call(Finish(K, led.generation), 5.0) is True
+        assert await routers.lanes[0].call(Finish(((K, led.generation),)), 5.0) == [0]
         assert await routers.lanes[0].call(Publish(K, led.generation, "answer", 10, True), 5.0) is None
         assert await asyncio.gather(*followers) == [Shared("answer")] * 2
         assert isinstance(await routers.claim(1), Lead)
@@ -331,7 +331,7 @@ async def test_kept_results_answer_across_routers() -> None:
     """`coalesce.keep_s` reaches the table."""
     async with Routers(keep_s=30.0) as routers:
         led = await routers.claim(0)
-        assert await routers.lanes[0].call(Finish(K, led.generation), 5.0) is True
+        assert await routers.lanes[0].call(Finish(((K, led.generation),)), 5.0) == [0]
         await routers.lanes[0].call(Publish(K, led.generation, "answer", 10, True), 5.0)
         assert await routers.claim(1) == Shared("answer")
         await asyncio.sleep(31.0)
