@@ -1,0 +1,1 @@
+"""What you run: the command line, the batch engine, the mock endpoint, and the wiring of the actors on Ray."""
