@@ -41,8 +41,8 @@ check: $(TEST)
 	@$(BIN)/lint-imports
 
 test: check
-	@echo "== all tests (pytest)"
-	@$(BIN)/python -m pytest
+	@echo "== all tests (pytest, two processes: most of them wait for Ray)"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fast: $(TEST)
 	@$(BIN)/python -m pytest tests/unit

@@ -108,16 +108,18 @@ def test_a_job_survives_the_death_of_every_kind_of_actor(mock: MockProcess, tmp_
     assert reserved == 0
 
 
-@pytest.mark.parametrize("sick", ["dead", "hang"])
-def test_a_sick_first_tier_costs_little_but_probes(mock: MockProcess, tmp_path: Path, sick: str) -> None:
-    """4,000 rows over a first tier that always fails, or never answers: at most 120 calls reach it, exit 0."""
-    job = Job(tmp_path, [tier(mock, sick, replicas=2), tier(mock, "ok", replicas=2)])
+def test_sick_tiers_cost_little_but_probes(mock: MockProcess, tmp_path: Path) -> None:
+    """4,000 rows over a tier that always fails and one that never answers: at most 120 calls reach each, exit 0."""
+    sick = [tier(mock, "dead", replicas=2), tier(mock, "hang", replicas=2)]
+    job = Job(tmp_path, [*sick, tier(mock, "ok", replicas=2)])
     job.rows(chat(number) for number in range(4000))
     ended = job.run()
     assert ended.returncode == 0, ended.stdout
     job.check_answers(4000)
-    assert 0 < meter(mock, sick)["requests"] <= 120
-    assert "breaker" in ended.stdout
+    assert 0 < meter(mock, "dead")["requests"] <= 120
+    assert 0 < meter(mock, "hang")["requests"] <= 120
+    assert "dead keeps failing" in ended.stdout
+    assert "hang keeps failing" in ended.stdout
 
 
 def test_a_budget_is_never_overspent_and_nearly_all_of_it_can_be_used(mock: MockProcess, tmp_path: Path) -> None:
