@@ -5,10 +5,12 @@ made: it raises ConfigError, which the command line turns into exit 2.
 """
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +108,11 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
         return EXIT_OK
     fingerprint = inputs.fingerprint()
     identity = f"{digest(config)[:16]}-{prompt_digest[:16]}-{hash_of(schema)}-{quality}"
-    with Journal.open(options.output, errors, fingerprint, identity, options.fresh) as journal:
+    # The ledger first: a job that is refused must not have removed anything for --fresh.
+    with (
+        _sole_user(config.state_dir),
+        Journal.open(options.output, errors, fingerprint, identity, options.fresh) as journal,
+    ):
         for name in journal.removed:
             print(f"removed {name} (--fresh)", file=sys.stderr)
         writer = OutputWriter(options.output, errors, journal)
@@ -169,6 +175,30 @@ async def _run(
     total = progress.total_rows if options.limit is None else options.limit
     print_summary(config, journal, run, ending, duration_s, options.output, errors, Console(), total)
     return _exit_code(ending, journal)
+
+
+@contextlib.contextmanager
+def _sole_user(state_dir: str) -> Iterator[None]:
+    """Keep others out of the ledger: a second budget actor on one store would fence the first, whose job would starve."""
+    path = os.path.join(state_dir, "lock")
+    try:
+        os.makedirs(state_dir, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot be used: {error.strerror}", file=state_dir, key="state_dir") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise ConfigError(
+            "another job is using it now; wait for that one, or give this one a state_dir (and so a budget) of its own",
+            file=state_dir,
+            key="state_dir",
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _exit_code(ending: Ending, journal: Journal) -> int:
