@@ -7,6 +7,7 @@ made: it raises ConfigError, which the command line turns into exit 2.
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
 import sys
 import time
@@ -107,7 +108,7 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
         print_estimate(found, Console())
         return EXIT_OK
     fingerprint = inputs.fingerprint()
-    identity = f"{digest(config)[:16]}-{prompt_digest[:16]}-{hash_of(schema)}-{quality}"
+    identity = f"{digest(config)[:16]}-{prompt_digest[:16]}-{_schema_digest(schema)}-{quality}"
     # The ledger first: a job that is refused must not have removed anything for --fresh.
     with (
         _sole_user(config.state_dir),
@@ -224,10 +225,8 @@ def _errors_name(output: str) -> str:
     return f"{output.removesuffix('.jsonl')}.errors.jsonl"
 
 
-def hash_of(schema: bytes) -> str:
+def _schema_digest(schema: bytes) -> str:
     """Short name of a schema, for the journal's identity."""
-    import hashlib
-
     return hashlib.sha256(schema).hexdigest()[:16] if schema else ""
 
 

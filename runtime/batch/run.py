@@ -145,6 +145,8 @@ class BatchRun:
                     last = self._limit is not None and piece[-1].number >= self._limit - 1
                     if last:
                         piece = [raw for raw in piece if raw.number < (self._limit or 0)]
+                    if self._flush_due:
+                        self._flush()  # so that a row equal to one that has just ended finds its line
                     ready = [pair for raw in piece if (pair := self._prepare(raw, offsets)) is not None]
                     await self._hand_out(ready)
                     if last:
@@ -322,13 +324,10 @@ class BatchRun:
                 else:
                     self._add_failure(follower, their_request, done._replace(attempts=(), cost=type(done.cost)()))
             return
-        lead: Row | None = None
         for follower, their_request in followers:
-            if not self._sharing.follow(follower, their_request):
-                lead = follower
+            if not self._sharing.follow(follower, their_request):  # the first of them leads, the others follow it
                 self._keys[follower.number] = their_request.digest
                 self._post(follower, their_request, 0)
-        assert lead is not None or not followers
 
     def _share_from_file(self, row: Row, request: Request, offset: int) -> None:
         try:
@@ -347,7 +346,7 @@ class BatchRun:
 
     def _put_off(self, row: Row, request: Request, failure: Failure) -> None:
         """A budget has nothing left for the row: wait for its window to turn, or stop the job with the row undone."""
-        if self._wait_for_budget and failure.retry_after_s is not None:
+        if self._wait_for_budget and failure.retry_after_s is not None and not self._ending.stop:
             self._on_event(failure.message)
             pause_s = min(failure.retry_after_s + 0.5, BUDGET_LOOK_S)
             asyncio.get_running_loop().call_later(pause_s, self._post, row, request, 0)
