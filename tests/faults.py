@@ -257,6 +257,50 @@ def huge(announced: bool, status: str = "200 OK", sizes: list[int] | None = None
     return fault
 
 
+def sending(*pieces: bytes, close: bool = False) -> Fault:
+    """Answers every request with these bytes, a moment apart."""
+
+    async def fault(conn: Conn) -> None:
+        while True:
+            await conn.request()
+            for piece in pieces:
+                await conn.write(piece)
+                await asyncio.sleep(0.01)
+            if close:
+                return
+
+    return fault
+
+
+def flooding(start: bytes, more: bytes) -> Fault:
+    """Answers with something that has no end."""
+
+    async def fault(conn: Conn) -> None:
+        await conn.request()
+        await conn.write(start)
+        while True:
+            await conn.write(more)
+
+    return fault
+
+
+async def refuses_unread(conn: Conn) -> None:
+    """Answers when it has seen the head, and reads no body."""
+    head = await conn.reader.readuntil(b"\r\n\r\n")
+    conn.server.seen.append(Seen("POST", "", {}, head))
+    await conn.reply(b'{"error":{"message":"too large"}}', "413 Content Too Large")
+    await asyncio.sleep(60)
+
+
+async def answers_unasked(conn: Conn) -> None:
+    """A moment after its answer it sends another, to a request that nobody made."""
+    await conn.request()
+    await conn.reply()
+    await asyncio.sleep(0.02)
+    await conn.reply(b'"injected"')
+    await conn.until_closed()
+
+
 async def answers_once_then_closes(conn: Conn) -> None:
     """Closes a kept-alive connection while it is idle, as every server does in the end."""
     await conn.request()

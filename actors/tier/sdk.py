@@ -1,7 +1,7 @@
 """The sdk transport: the openai package makes the request, for what only it can do.
 
 That is: Azure AD token providers, workload identities, its Bedrock and other providers, which sign or rewrite a request
-as it leaves. It costs about seven times the CPU of the wire, so it is chosen per tier (`transport: sdk`).
+as it leaves. It costs many times the CPU of the wire, so it is chosen per tier (`transport: sdk`).
 
 The SDK's HTTP client is replaced, by its public `http_client` argument, with one that hands the finished request to the
 same Wire as the default transport. So timeouts, bounds, proxies, redirects and broken connections have one

@@ -1,20 +1,14 @@
-"""The default transport: bytes over aiohttp, addressed and authorised as the openai package would.
+"""The default transport: bytes over HTTP/1.1, addressed and authorised as the openai package would.
 
-Why aiohttp 3.14 and not pyreqwest 0.15, which was the first candidate. Both were put through tests/e2e/test_transports.py:
+`Wire` has two ways out, and takes one for good at its first request: our own client (actors/tier/http1.py), or aiohttp
+where the environment names a proxy for the address, so that tunnels and proxies' errors are none of our code.
+tests/e2e/test_transports.py holds both to one contract.
 
-- aiohttp passes every fault.
-- pyreqwest does not stop a request that is cancelled. The caller gets its CancelledError at once, but the request runs on
-  inside until its own timeout, with its connection open and a model at work behind it; the same when the client is
-  closed. (As its source reads, spawn_handled drops a tokio JoinHandle, which detaches the task instead of aborting it.)
-  A gateway whose callers hang up would keep paying for them, and pass its concurrency limit. Nothing outside the
-  package was found to prevent it; a smaller timeout is the only bound. The rest of the suite, as it was then, it passed.
-- CPU per request of one process (500-byte prompt, 0 ms server, 2 cores shared with the server): aiohttp takes 1.8 times
-  pyreqwest's at 64 in flight and 1.9 times at 500 on asyncio's loop, 2.3 and 2.6 times on uvloop; about 100 us against
-  55 us. This class takes about 1.2 times a bare aiohttp session, the timeout being most of the difference.
-
-Should pyreqwest learn to abort, `Wire` is the class to replace. Then mind what those tests showed: its exception classes do
-not tell the phase (a server that hangs after reading gives ConnectTimeoutError, a reset before the headers ConnectError;
-only a cause `client error (Connect)` means unsent), and it follows redirects and proxies 127.0.0.1 unless told not to.
+pyreqwest 0.15 (Rust) was the first candidate, and costs little CPU too. It does not stop a request that is cancelled: the
+caller gets its CancelledError, but the request runs on inside until its own timeout, with a model at work behind it (as
+its source reads, spawn_handled drops a tokio JoinHandle, which detaches the task). A gateway whose callers hang up would
+keep paying for them, and pass its concurrency limit. Nor do its exceptions tell the phase: a server that hangs after
+reading gives ConnectTimeoutError.
 """
 
 import asyncio
@@ -32,9 +26,11 @@ import aiohttp
 import openai
 import yarl
 
+from actors.tier.http1 import INVALID, Http1Client, Request, reason
+from actors.tier.http1_reply import too_large, unpacker
 from actors.tier.transport import MAX_REPLY_BYTES, Endpoint, Reply, TransportError
 
-__all__ = ["Wire", "WireTransport", "openai_client"]
+__all__ = ["ProxiedClient", "Wire", "WireTransport", "openai_client"]
 
 CONNECT_TIMEOUT_S = 5.0
 """A host that does not answer the connect in this time will not: fail while the request is surely unsent. The SDK's default."""
@@ -45,69 +41,60 @@ close is lost with its outcome unknown, while a new connection costs one handsha
 
 
 class Wire:
-    """A pool of connections to one origin. What both transports send through, so that both behave alike under faults."""
+    """A pool of connections to one endpoint. What both transports send through, so that both behave alike under faults."""
 
     def __init__(self, base_url: str, max_reply_bytes: int = MAX_REPLY_BYTES) -> None:
         self._base_url = base_url
         self._max_reply_bytes = max_reply_bytes
-        self._session: aiohttp.ClientSession | None = None
-        self._proxy: str | None = None
+        self._client: Http1Client | ProxiedClient | None = None
         self._closed = False
 
     async def post(self, url: yarl.URL, headers: Mapping[str, str], body: bytes, timeout_s: float) -> Reply:
+        return await self.send(prepare(url, headers), body, timeout_s)
+
+    async def send(self, request: Request, body: bytes, timeout_s: float) -> Reply:
+        """`post` for a request that is sent more than once."""
         if self._closed:
             raise TransportError("connection", "the transport is closed", sent=False)
         if timeout_s <= 0:
             raise TransportError("timeout", "no time was left to send the request", sent=False)
-        session = self._session or self._connectable()
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._exchange(session, url, headers, body)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, zlib.error) as error:
-            failure = _failure(error, timeout_s, self._closed)
-        # Raised outside the handler, so that nothing of the client's own error hangs on to ours.
-        raise failure
-
-    async def _exchange(
-        self, session: aiohttp.ClientSession, url: yarl.URL, headers: Mapping[str, str], body: bytes
-    ) -> Reply:
-        async with session.post(url, data=body, headers=headers, allow_redirects=False, proxy=self._proxy) as response:
-            kept: dict[str, str] = {}
-            for name, value in response.headers.items():
-                kept.setdefault(name.lower(), value)
-            limit = self._max_reply_bytes
-            encoding = kept.get("content-encoding", "").strip().lower()
-            length = response.content_length
-            if length is not None and length > limit:
-                raise _too_large(limit)
-            if length is not None and not encoding:
-                return Reply(response.status, kept, await response.read())
-            unpack = _unpacker(encoding)
-            parts: list[bytes] = []
-            room = limit
-            while chunk := await response.content.readany():
-                if unpack is not None:
-                    # One byte more than there is room for tells "too large" from "just fits".
-                    chunk = unpack.decompress(chunk, room + 1)
-                room -= len(chunk)
-                if room < 0:
-                    raise _too_large(limit)
-                parts.append(chunk)
-            if unpack is not None and not unpack.eof:
-                raise zlib.error("the compressed reply has no end")
-            return Reply(response.status, kept, b"".join(parts))
+        return await (self._client or self._connectable()).post(request, body, timeout_s)
 
     async def aclose(self) -> None:
         self._closed = True
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
 
-    def _connectable(self) -> aiohttp.ClientSession:
-        parts = urlsplit(self._base_url)
+    def _connectable(self) -> "Http1Client | ProxiedClient":
+        proxy = _proxy_for(self._base_url)
+        if proxy is None:
+            self._client = Http1Client(self._max_reply_bytes, CONNECT_TIMEOUT_S, IDLE_S)
+        else:
+            self._client = ProxiedClient(self._base_url, proxy, self._max_reply_bytes)
+        return self._client
+
+
+def prepare(url: yarl.URL, headers: Mapping[str, str]) -> Request:
+    try:
+        return Request(url, headers)
+    except ValueError:
+        pass
+    raise TransportError("connection", INVALID, sent=False)
+
+
+class ProxiedClient:
+    """aiohttp, for what is reached through a proxy.
+
+    As of 3.14 it gives a reply that came unasked on an idle connection to the next request, which ours does not.
+    """
+
+    def __init__(self, base_url: str, proxy: str | None, max_reply_bytes: int) -> None:
+        self._proxy = proxy
+        self._max_reply_bytes = max_reply_bytes
+        self._closed = False
         # A context of our own reads SSL_CERT_FILE now; aiohttp's was made when it was imported.
-        tls = ssl.create_default_context() if parts.scheme == "https" else False
-        self._proxy = _proxy_for(self._base_url)
+        tls = ssl.create_default_context() if urlsplit(base_url).scheme == "https" else False
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ssl=tls),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -119,7 +106,50 @@ class Wire:
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
             headers={"Accept-Encoding": "gzip"},
         )
-        return self._session
+
+    async def post(self, request: Request, body: bytes, timeout_s: float) -> Reply:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._exchange(request, body)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, zlib.error) as error:
+            failure = _failure(error, timeout_s, self._closed)
+        # Raised outside the handler, so that nothing of the client's own error hangs on to ours.
+        raise failure
+
+    async def aclose(self) -> None:
+        self._closed = True
+        await self._session.close()
+
+    async def _exchange(self, request: Request, body: bytes) -> Reply:
+        async with self._session.post(
+            request.url, data=body, headers=request.headers, allow_redirects=False, proxy=self._proxy
+        ) as response:
+            kept: dict[str, str] = {}
+            for name, value in response.headers.items():
+                kept.setdefault(name.lower(), value)
+            limit = self._max_reply_bytes
+            encoding = kept.get("content-encoding", "").strip().lower()
+            length = response.content_length
+            if length is not None and length > limit:
+                raise too_large(limit)
+            if length is not None and not encoding:
+                return Reply(response.status, kept, await response.read())
+            unpack = unpacker(encoding)
+            parts: list[bytes] = []
+            room = limit
+            while chunk := await response.content.readany():
+                if unpack is not None:
+                    # One byte more than there is room for tells "too large" from "just fits".
+                    chunk = unpack.decompress(chunk, room + 1)
+                room -= len(chunk)
+                if room < 0:
+                    raise too_large(limit)
+                if unpack is not None and unpack.unused_data:
+                    raise zlib.error("something follows the compressed reply")
+                parts.append(chunk)
+            if unpack is not None and not unpack.eof:
+                raise zlib.error("the compressed reply has no end")
+            return Reply(response.status, kept, b"".join(parts))
 
 
 class WireTransport:
@@ -128,20 +158,21 @@ class WireTransport:
     def __init__(self, endpoint: Endpoint, max_reply_bytes: int = MAX_REPLY_BYTES) -> None:
         self._endpoint = endpoint
         self._wire = Wire(endpoint.base_url, max_reply_bytes)
-        self._urls: dict[str, yarl.URL] = {}
+        self._requests: dict[str, Request] = {}
         self._headers: dict[str, str] | None = None
         self._base_url = ""
 
     async def send(self, path: str, body: bytes, timeout_s: float) -> Reply:
         if self._headers is None:
             self._headers = await self._address()
-        url = self._urls.get(path)
-        if url is None:
+        request = self._requests.get(path)
+        if request is None:
             url = yarl.URL(self._endpoint.with_query(self._base_url + path), encoded=True)
+            request = prepare(url, self._headers)
             # Paths come from a short list of known ones, but nothing here should grow if they ever do not.
-            if len(self._urls) < 64:
-                self._urls[path] = url
-        return await self._wire.post(url, self._headers, body, timeout_s)
+            if len(self._requests) < 64:
+                self._requests[path] = request
+        return await self._wire.send(request, body, timeout_s)
 
     async def aclose(self) -> None:
         await self._wire.aclose()
@@ -208,18 +239,6 @@ def _is_loopback(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def _unpacker(encoding: str) -> "zlib._Decompress | None":
-    if encoding in ("", "identity"):
-        return None
-    if encoding in ("gzip", "x-gzip"):
-        return zlib.decompressobj(wbits=31)
-    raise zlib.error("an encoding that was not asked for")
-
-
-def _too_large(limit: int) -> TransportError:
-    return TransportError("malformed", f"the reply is larger than {limit:,} bytes", sent=True)
-
-
 def _failure(error: Exception, timeout_s: float, closed: bool) -> TransportError:
     """Our error for theirs. Texts are our own or the operating system's: theirs carry the URL, which may carry secrets."""
     match error:
@@ -234,9 +253,7 @@ def _failure(error: Exception, timeout_s: float, closed: bool) -> TransportError
         case TimeoutError():
             return TransportError("timeout", f"no whole reply within {timeout_s:g} s", True)
         case aiohttp.InvalidURL() | ValueError():
-            return TransportError(
-                "connection", "the request could not be built: a header or the address is not valid", False
-            )
+            return TransportError("connection", INVALID, False)
         case _ if closed:
             return TransportError("connection", "the transport was closed while the request was under way", True)
         case aiohttp.ClientPayloadError():
@@ -250,10 +267,5 @@ def _failure(error: Exception, timeout_s: float, closed: bool) -> TransportError
 
 
 def _reason(error: Exception) -> str:
-    """The operating system's words for it; never aiohttp's, which name host and port."""
-    inner = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
-    if isinstance(inner, ssl.SSLCertVerificationError):
-        return f"the certificate was refused ({inner.verify_message})"
-    if isinstance(inner, OSError) and inner.strerror:
-        return inner.strerror
-    return type(inner).__name__
+    """What the operating system or TLS said, from inside of aiohttp's error."""
+    return reason(getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error)

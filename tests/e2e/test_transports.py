@@ -1,5 +1,7 @@
 """One contract, two transports: what every caller of `Transport.send` may rely on, against servers that misbehave.
 
+The wire has two ways out, so it is here twice: directly (actors/tier/http1.py), and as it sends through proxies (aiohttp).
+
 The bounds in seconds are guards against hanging, an order of magnitude above what is seen; none measures speed.
 """
 
@@ -25,16 +27,37 @@ from actors.tier import wire
 from actors.tier.classify import Whole, classify_error, classify_reply
 from actors.tier.sdk import SdkTransport
 from actors.tier.transport import Endpoint, Secret, Transport, TransportError
-from actors.tier.wire import WireTransport
+from actors.tier.wire import ProxiedClient, Wire, WireTransport
 from tests import faults
 from tests.faults import ANSWER, FaultServer, backlog_full, self_signed, serving
 
 KEY = "sk-canary-7Hq2mZx9Wv4LbT1c"
 PATH = "/chat/completions"
 BODY = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 300}]})
-KINDS: dict[str, Callable[..., Transport]] = {"wire": WireTransport, "sdk": SdkTransport}
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER)
+
+
+class ProxiedWire(Wire):
+    """What a Wire is where there are proxies; it takes that way with or without one."""
+
+    def _connectable(self) -> ProxiedClient:
+        self._client = ProxiedClient(self._base_url, wire._proxy_for(self._base_url), self._max_reply_bytes)
+        return self._client
+
+
+class ProxiedTransport(WireTransport):
+    def __init__(self, endpoint: Endpoint, **options: int) -> None:
+        super().__init__(endpoint, **options)
+        self._wire = ProxiedWire(endpoint.base_url, **options)
+
+
+KINDS: dict[str, Callable[..., Transport]] = {"wire": WireTransport, "proxied": ProxiedTransport, "sdk": SdkTransport}
 
 Make = Callable[..., Transport]
+
+# For what aiohttp 3.14 lets pass: it gives an unasked reply to the next request, and reads some ambiguous headers.
+directly = pytest.mark.parametrize("kind", ["sdk", "wire"], indirect=True)
 
 
 @pytest.fixture(params=sorted(KINDS))
@@ -177,6 +200,124 @@ async def test_ways_of_framing_a_whole_reply(make: Make, fault: faults.Fault) ->
             assert (await transport.send(PATH, BODY, 5)).body == ANSWER
 
 
+FRAMED = {
+    "trailers and chunk extensions": (
+        CHUNKED + b"%x;a=b\r\n%s\r\n" % (20, ANSWER[:20]),
+        b"%x;c\r\n%s\r\n0;d=e\r\nX-T: 1\r\nX-U: 2\r\n\r\n" % (len(ANSWER) - 20, ANSWER[20:]),
+    ),
+    "interim replies": (
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 103 X\r\nContent-Length: 9\r\nA: b\r\n\r\n",
+        WHOLE,
+    ),
+    "interim replies at once": (
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n" + WHOLE,
+    ),
+    "an offer to upgrade": (WHOLE.replace(b"\r\n", b"\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n", 1),),
+    "a few bytes at a time": tuple(WHOLE[at : at + 11] for at in range(0, len(WHOLE), 11)),
+}
+
+
+@pytest.mark.parametrize("pieces", FRAMED.values(), ids=FRAMED.keys())
+async def test_unusual_framing_of_a_whole_reply(make: Make, pieces: tuple[bytes, ...]) -> None:
+    """What HTTP/1.1 allows around a reply changes nothing about it, and the connection is good for the next one."""
+    async with serving(faults.sending(*pieces)) as server:
+        transport = make(server.url)
+        for _ in range(2):
+            reply = await transport.send(PATH, BODY, 10)
+            assert (reply.status, reply.body) == (200, ANSWER)
+            assert not {"link", "a", "x-t"} & reply.headers.keys()
+        assert server.connections == 1
+
+
+async def test_a_reply_that_ends_with_its_connection(make: Make) -> None:
+    """Without a length the end of the connection is the end of the reply."""
+    head = b"HTTP/1.1 200 OK\r\n\r\n"
+    async with serving(faults.sending(head + ANSWER[:20], ANSWER[20:], close=True)) as server:
+        transport = make(server.url)
+        for _ in range(2):
+            assert (await transport.send(PATH, BODY, 5)).body == ANSWER
+        assert server.connections == 2
+
+
+@directly
+async def test_a_reply_of_unknown_length_that_is_reset_is_not_whole(make: Make) -> None:
+    """Only an orderly end says that nothing is missing."""
+
+    async def resets(conn: faults.Conn) -> None:
+        await conn.request()
+        await conn.write(b"HTTP/1.1 200 OK\r\n\r\n" + ANSWER)
+        await asyncio.sleep(0.05)
+        conn.reset()
+
+    async with serving(resets) as server:
+        assert (await fails(make(server.url))).sent is True
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 304 X\r\nContent-Length: 99\r\n\r\n"])
+async def test_a_status_without_a_body_does_not_wait_for_one(make: Make, head: bytes) -> None:
+    """These have no body, whatever their headers say."""
+    async with serving(faults.sending(head)) as server:
+        transport = make(server.url)
+        for _ in range(2):
+            assert (await transport.send(PATH, BODY, 3)).body == b""
+
+
+async def test_a_reply_may_come_before_the_request_is_read(make: Make) -> None:
+    """A 413 to a body that nobody reads is returned, and the half-written connection is not used again."""
+    async with serving(faults.refuses_unread) as server:
+        transport = make(server.url)
+        for count in (1, 2):
+            reply = await transport.send(PATH, b'{"a":"' + b"x" * 30_000_000 + b'"}', 10)
+            assert reply.status == 413
+            assert server.connections == count
+
+
+async def test_a_large_request_arrives_whole(make: Make) -> None:
+    """Ten megabytes, images for example, are more than any buffer takes at once."""
+    body = b'{"a":"' + b"x" * 10_000_000 + b'"}'
+    async with serving(faults.answers) as server:
+        assert (await make(server.url).send(PATH, body, 20)).status == 200
+    assert orjson.loads(server.seen[0].body) == orjson.loads(body)
+
+
+async def test_a_server_error_keeps_its_connection(make: Make) -> None:
+    """An endpoint in trouble is not also troubled with handshakes."""
+    async with serving(faults.answering(b"{}", "500 Oops")) as server:
+        transport = make(server.url)
+        for _ in range(5):
+            await transport.send(PATH, BODY, 5)
+        assert server.connections == 1
+
+
+# ---- replies that must not be mixed up
+
+
+INJECTED = b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"injected"'
+
+
+@directly
+@pytest.mark.parametrize("extra", [b"garbage", b"HTT", INJECTED, b"\r\n\r\n" + INJECTED])
+async def test_what_follows_a_reply_is_no_answer_to_the_next_request(make: Make, extra: bytes) -> None:
+    """A body longer than its Content-Length, or a second reply: neither is what the next request gets."""
+    async with serving(faults.sending(WHOLE + extra)) as server:
+        transport = make(server.url)
+        for count in (1, 2, 3):
+            assert (await transport.send(PATH, BODY, 5)).body == ANSWER
+            assert server.connections == count
+
+
+@directly
+async def test_a_reply_that_nobody_asked_for_answers_nothing(make: Make) -> None:
+    """What arrives on an idle connection ends it (response splitting, or a server that is out of step)."""
+    async with serving(faults.answers_unasked) as server:
+        transport = make(server.url)
+        for count in (1, 2, 3):
+            assert (await transport.send(PATH, BODY, 5)).body == ANSWER
+            await asyncio.sleep(0.1)
+            assert server.connections == count
+
+
 async def test_an_empty_reply_is_a_reply(make: Make) -> None:
     """A 200 without a body is for the classifier to judge."""
     async with serving(faults.answering(b"")) as server:
@@ -242,6 +383,54 @@ async def test_a_broken_reply_is_an_error_of_unknown_outcome(make: Make, fault: 
         assert len(server.seen) == 1
     assert (error.kind, error.sent) == (expected, True)
     assert classify_error(error).billed == "unknown"
+
+
+AMBIGUOUS = {
+    "length and chunks": b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "chunks and length": b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "two lengths": b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+    "a list of lengths": b"Content-Length: 5, 6\r\n\r\nhello",
+    "a negative length": b"Content-Length: -5\r\n\r\nhello",
+    "a space before the colon": b"Content-Length : 5\r\n\r\nhello",
+    "a folded header": b"X: a\r\n Content-Length: 5\r\n\r\nhello",
+    "a control character": b"X: a\0b\r\nContent-Length: 5\r\n\r\nhello",
+    "a bad chunk size": b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n",
+    "a chunk too long": b"Transfer-Encoding: chunked\r\n\r\n3\r\nhello\r\n0\r\n\r\n",
+}
+
+
+@directly
+@pytest.mark.parametrize("rest", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
+async def test_ambiguous_framing_is_malformed(make: Make, rest: bytes) -> None:
+    """Where two readers could disagree about where a reply ends, there is no reply."""
+    async with serving(faults.sending(b"HTTP/1.1 200 OK\r\n" + rest)) as server:
+        error = await fails(make(server.url))
+        assert (error.kind, error.sent, len(server.seen)) == ("malformed", True, 1)
+
+
+FLOODS = {
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X-Flood: 1\r\n" * 1000),
+    "one header": (b"HTTP/1.1 200 OK\r\nX: ", b"x" * 10_000),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
+async def test_headers_without_end_are_given_up(make: Make, flood: tuple[bytes, bytes]) -> None:
+    """A header section is bounded, so that no server fills our memory with it."""
+    async with serving(faults.flooding(*flood)) as server:
+        error = await fails(make(server.url), timeout_s=10)
+        async with asyncio.timeout(10):
+            await server.until(lambda: server.open == 0)
+    assert (error.kind, error.sent) == ("malformed", True)
+
+
+@pytest.mark.parametrize("value", ["a\r\nX-Injected: b", "a\nb", "a\0b"])
+async def test_a_header_that_would_be_two_is_not_sent(make: Make, value: str) -> None:
+    """A key with a line break in it (of a file, say) is an error of the configuration, and does not show."""
+    async with serving(faults.answers) as server:
+        error = await fails(make(server.url, None, {"api-key": KEY + value}))
+        assert (error.kind, error.sent, server.connections) == ("connection", False, 0)
+    assert KEY not in str(error)
 
 
 @pytest.mark.parametrize("fault", [faults.hangs, faults.ignores, faults.trickles], ids=lambda fault: fault.__name__)
@@ -389,6 +578,19 @@ async def test_a_thousand_cancellations_leak_nothing(make: Make) -> None:
                 await cancel_some(50)
             await server.until(lambda: server.open == 0)
         assert len(os.listdir("/proc/self/fd")) <= before + 5
+
+
+async def test_connections_are_as_many_as_requests_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 at once, three times over, need 200 connections and no more; idle ones are closed after a while."""
+    monkeypatch.setattr(wire, "IDLE_S", 1.5)
+    async with serving(faults.answers) as server:
+        transport = make(server.url)
+        for _ in range(3):
+            replies = await asyncio.gather(*(transport.send(PATH, BODY, 30) for _ in range(200)))
+            assert [reply.body for reply in replies] == [ANSWER] * 200
+        assert server.connections <= 200
+        async with asyncio.timeout(20):
+            await server.until(lambda: server.open == 0)
 
 
 async def test_two_thousand_at_once(make: Make) -> None:
