@@ -15,16 +15,19 @@ CANDIDATES := $(PYTHON) python3.11 python3.12 python3.13 python3
 BASE := .venv/.installed
 TEST := .venv/.installed-test
 DEPENDENCIES := pyproject.toml constraints.txt
+PEER := build/peers/litellm/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test fast bench clean
+.PHONY: help demo check test fast prove bench overspend clean
 
 help:
 	@echo "make demo    set up .venv and run a job of 400 rows against three mock tiers, into demo-out/"
 	@echo "make check   format, lint, strict types, import contracts"
 	@echo "make fast    the unit tests only"
 	@echo "make test    check, then all tests"
+	@echo "make prove   run COUNT (1,000,000) simulated histories of faults from seed FIRST (0) on: no overspend, no leak"
 	@echo "make bench   measure the throughput on this machine"
+	@echo "make overspend   the same budget and demand against Raycade and LiteLLM, which gets an environment of its own"
 	@echo "make clean   remove .venv, caches and demo-out/"
 	@echo "PYTHON=/path/to/python3.11 chooses the Python that .venv is made with."
 
@@ -47,8 +50,26 @@ test: check
 fast: $(TEST)
 	@$(BIN)/python -m pytest tests/unit
 
+COUNT ?= 1000000
+FIRST ?= 0
+prove: $(TEST)
+	@$(BIN)/python -m tests.simulation --count $(COUNT) --first $(FIRST)
+
 bench: $(BASE)
 	@$(BIN)/python -m benchmarks.overhead
+
+overspend: $(BASE) $(PEER)
+	@$(BIN)/python -m benchmarks.overspend
+
+# What we are compared with: some 750 MB, pinned, and never in .venv.
+$(PEER): SHELL := /bin/bash
+$(PEER): benchmarks/peers/litellm.txt | .venv/bin/python
+	@echo "== installing LiteLLM into build/peers/litellm (a minute or two; what pip says is in build/peers/install.log)"
+	@mkdir -p build/peers && $(BIN)/python -m venv build/peers/litellm
+	@build/peers/litellm/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
+	  -r benchmarks/peers/litellm.txt > build/peers/install.log 2>&1 \
+	  || { tail -n 20 build/peers/install.log >&2; echo "The installation failed; the lines above say why." >&2; exit 1; }
+	@touch $@
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-out *.egg-info build

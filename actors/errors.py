@@ -9,8 +9,8 @@
     ├── LaneClosed           the lane was closed while the item waited
     ├── LaneTimeout          no completion came by the item's deadline
     ├── BudgetExceeded       a budget would be passed; carries scope, window, unit, limit, spent and when it turns
-    ├── StoreError           the ledger's store cannot be used (disk full, not writable, damaged)
-    │   └── StoreFenced      a newer budget actor owns the ledger's store; this one must stop
+    ├── RunawayLoop          the same request came too often; carries its digest, the count, the limit and the window
+    ├── StoreError           the ledger's store cannot be used (disk full, not writable, damaged, not reachable)
     └── ClusterError         Ray could not be started, reached, or has other code than we do
 
 Every error survives pickling: all arguments go to `super().__init__`. Between actors, failures of a request are
@@ -26,8 +26,8 @@ __all__ = [
     "LaneClosed",
     "LaneTimeout",
     "RaycadeError",
+    "RunawayLoop",
     "StoreError",
-    "StoreFenced",
 ]
 
 
@@ -86,14 +86,25 @@ class LaneTimeout(RaycadeError):
 
 
 class BudgetExceeded(RaycadeError):
-    """Granting this would pass a limit."""
+    """Granting this would pass a limit, or its scope was halted: then `reason` says when and why."""
 
-    def __init__(self, scope: str, window: str, unit: str, limit: int, spent: int, turns_in_s: float | None) -> None:
-        super().__init__(scope, window, unit, limit, spent, turns_in_s)
+    def __init__(
+        self, scope: str, window: str, unit: str, limit: int, spent: int, turns_in_s: float | None, reason: str = ""
+    ) -> None:
+        super().__init__(scope, window, unit, limit, spent, turns_in_s, reason)
         self.scope, self.window, self.unit = scope, window, unit
-        self.limit, self.spent, self.turns_in_s = limit, spent, turns_in_s
+        self.limit, self.spent, self.turns_in_s, self.reason = limit, spent, turns_in_s, reason
+
+    @property
+    def halted(self) -> bool:
+        """Not a limit but a person, or an anomaly, has stopped the scope; it goes on when a person says so."""
+        return self.window == "halted"
 
     def __str__(self) -> str:
+        if self.halted:
+            resume = f'"raycade budget resume {self.scope}" lets it go on'
+            return f"spending of {self.scope} was stopped {self.reason}; {resume}"
+
         def show(amount: int) -> str:
             return f"${amount / 1e6:,.2f}" if self.unit == "usd" else f"{amount:,} tokens"
 
@@ -105,12 +116,25 @@ class BudgetExceeded(RaycadeError):
         )
 
 
+class RunawayLoop(RaycadeError):
+    """The same request came too often. `what`: it would make too many `calls`, or there are too many equal `requests`."""
+
+    def __init__(self, digest: str, what: str, count: int, limit: int, window_s: float) -> None:
+        super().__init__(digest, what, count, limit, window_s)
+        self.digest, self.what, self.count, self.limit, self.window_s = digest, what, count, limit, window_s
+
+    def __str__(self) -> str:
+        if self.what == "calls":
+            told = f"would make call {self.count:,}"
+            limit = f"the limit is coalesce.runaway.max_per_minute: {self.limit}"
+        else:
+            told = f"came {self.count:,} times"
+            limit = f"the limit, which follows coalesce.runaway.max_per_minute, is {self.limit:,}"
+        return f"runaway loop: the same request (digest {self.digest}) {told} within {self.window_s:g} s; {limit}"
+
+
 class StoreError(RaycadeError):
     """The ledger's store cannot be used."""
-
-
-class StoreFenced(StoreError):
-    """A newer budget actor has taken the ledger's store over."""
 
 
 class ClusterError(RaycadeError):

@@ -355,6 +355,7 @@ class Lane(Generic[Item, Done]):
         self._on_note = on_note
         self._on_up = on_up
         self._weigh = weigh
+        self._generation = 0
         self._number = 0
         self._handed_over = 0  # numbers up to here were given to submit()
         self._waiting: deque[tuple[int, Item]] = deque()
@@ -399,30 +400,39 @@ class Lane(Generic[Item, Done]):
         self._pace.gathered(len(self._waiting))
         return number
 
-    async def call(self, item: Item, timeout_s: float) -> Done:
+    async def call(self, item: Item, timeout_s: float, on_withdrawn: Callable[[], object] = lambda: None) -> Done:
         """Send an item and wait for its completion. Cancelling the wait cancels the item at the other end.
 
         Raises ActorLost, LaneTimeout or LaneClosed. Waits for room when `max_outstanding` items are under way.
+        `on_withdrawn` is called when the wait is cancelled before the item has left: it surely did not run.
         """
-        while not self.has_room:
-            if self._room is None:
-                self._room = asyncio.Event()
-            await self._room.wait()
+        try:
+            while not self.has_room:
+                if self._room is None:
+                    self._room = asyncio.Event()
+                await self._room.wait()
+        except asyncio.CancelledError:
+            on_withdrawn()
+            raise
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         number = self.post(item, partial(_resolve, future), timeout_s)
         try:
             return await future
         except asyncio.CancelledError:
-            self.cancel(number)
+            if self.cancel(number):
+                on_withdrawn()
             raise
 
-    def cancel(self, number: int) -> None:
-        """Give an item up. Its `on_done` is not called any more; the other end is told."""
-        if self._entries.pop(number, None) is not None:
-            self._ended()
-            if number <= self._handed_over:
-                self._cancel.append(number)
-                self._wake.set()
+    def cancel(self, number: int) -> bool:
+        """Give an item up. Its `on_done` is not called any more; the other end is told. True: it had not left yet."""
+        if self._entries.pop(number, None) is None:
+            return False
+        self._ended()
+        if number > self._handed_over:
+            return True
+        self._cancel.append(number)
+        self._wake.set()
+        return False
 
     async def close(self) -> None:
         """Close the lane; whatever is outstanding ends as LaneClosed."""
@@ -441,7 +451,9 @@ class Lane(Generic[Item, Done]):
         sweeper = asyncio.create_task(self._sweep())
         try:
             while True:
-                stream = self._peer.completions(self.owner, generation := time.time_ns())
+                # newer than the last one also when the clock was set back, or the other end would take it for an old one
+                self._generation = generation = max(time.time_ns(), self._generation + 1)
+                stream = self._peer.completions(self.owner, generation)
                 try:
                     async with asyncio.timeout(self._ack_timeout_s):
                         note, _ = await anext(stream)

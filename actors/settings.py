@@ -6,10 +6,11 @@ raycade.yaml; units are in the names. Nothing here reads a file or the environme
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 __all__ = [
     "QUALITIES",
+    "AnomalySettings",
     "BreakerSettings",
     "BudgetSettings",
     "CoalesceSettings",
@@ -63,6 +64,7 @@ class TierSettings(Settings):
     timeout_s: float = Field(30.0, gt=0)
     context_tokens: int | None = Field(None, ge=1)
     max_output_tokens: int = Field(1024, ge=1)
+    image_tokens: int | None = Field(None, ge=1)
     transport: Literal["wire", "sdk"] = "wire"
     breaker: BreakerSettings = BreakerSettings()
 
@@ -91,10 +93,31 @@ class ScopeSettings(Settings):
     usd: Limits = Limits()
 
 
+class AnomalySettings(Settings):
+    """When a tier's or key's spend per minute is an anomaly (actors/budget/anomaly.py), and what is done about it."""
+
+    factor: float = Field(5.0, gt=1, allow_inf_nan=False)
+    floor_usd_per_minute: float = Field(1.0, ge=0, allow_inf_nan=False)
+    floor_tokens_per_minute: int = Field(200_000, ge=0)
+    min_minutes: int = Field(5, ge=0)
+    webhook: str | None = None
+    """An address that gets a POST for each anomaly."""
+    stop: bool = False
+    """Whether an anomaly stops all spending of its tier or key until `raycade budget resume`."""
+
+    @field_validator("webhook")
+    @classmethod
+    def _http(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError("expected an address that begins with http:// or https://")
+        return url
+
+
 class BudgetSettings(ScopeSettings):
     tiers: dict[str, ScopeSettings] = {}
     keys: dict[str, ScopeSettings] = {}
     jobs: dict[str, ScopeSettings] = {}
+    anomaly: AnomalySettings = AnomalySettings()
     on_exhausted: Literal["stop", "wait"] = "stop"
 
 
@@ -109,16 +132,22 @@ class RouterSettings(Settings):
 
 class RunawaySettings(Settings):
     max_per_minute: int = Field(0, ge=0)
-
-    @field_validator("max_per_minute")
-    @classmethod
-    def _not_yet(cls, value: int) -> int:
-        if value:
-            raise ValueError("expected 0: runaway loops are not detected yet")
-        return value
+    """Calls for one and the same request within a minute; 0: no limit. See actors/coalescer/runaway.py."""
 
 
 class CoalesceSettings(Settings):
-    enabled: bool = True
-    keep_s: float = Field(0.0, ge=0)
     runaway: RunawaySettings = RunawaySettings()
+    enabled: bool = True
+    across_keys: bool = False
+    """Whether callers with different gateway keys share calls and kept answers."""
+    keep_s: float = Field(0.0, ge=0)
+    keep_mb: int = Field(64, ge=1)
+    """Bound on the kept answers, in MiB; the oldest go first."""
+
+    @field_validator("enabled")
+    @classmethod
+    def _sees_loops(cls, enabled: bool, info: ValidationInfo) -> bool:
+        runaway = info.data.get("runaway")
+        if not enabled and runaway is not None and runaway.max_per_minute:
+            raise ValueError("expected true, since runaway.max_per_minute is set and loops are seen where calls meet")
+        return enabled

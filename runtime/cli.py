@@ -1,4 +1,4 @@
-"""The command line: `raycade batch | mock`. Options are read here; what they do is elsewhere.
+"""The command line: `raycade batch | budget | mock`. Options are read here; what they do is elsewhere.
 
 Every error that a user can make ends in one line on stderr and exit code 2; a traceback is a defect of ours.
 """
@@ -91,6 +91,60 @@ def mock(
     from runtime.mock.main import run
 
     raise typer.Exit(run(host, port, scenario, latency, seed))
+
+
+budget = typer.Typer(help="The ledger of what was spent: look at it, set limits, stop, resume.", no_args_is_help=True)
+app.add_typer(budget, name="budget")
+
+ConfigOption = Annotated[str | None, typer.Option("-c", "--config", help="Default: raycade.yaml.")]
+SCOPES = "all, tier:NAME, key:NAME or job:NAME."
+
+
+@budget.command("show")
+def budget_show(
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines; dollars as micro-dollars.")] = False,
+) -> None:
+    """Draw what each scope has spent, reserved and left, and when its windows turn."""
+    from runtime.budget import show
+
+    raise typer.Exit(show(config, as_json))
+
+
+@budget.command("set")
+def budget_set(
+    scope: Annotated[str, typer.Argument(help=SCOPES)],
+    window: Annotated[str, typer.Argument(help="hour, day or total.")],
+    limit: Annotated[str, typer.Argument(help="Such as 500000tokens or 20usd; none lifts it.")],
+    unit: Annotated[str | None, typer.Option(help="tokens or usd, for a number or none.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Set a limit over the one in raycade.yaml. Running jobs go by it within seconds."""
+    from runtime.budget import set_limit
+
+    raise typer.Exit(set_limit(config, scope, window, limit, unit))
+
+
+@budget.command("halt")
+def budget_halt(
+    scope: Annotated[str, typer.Argument(help=SCOPES)],
+    config: ConfigOption = None,
+) -> None:
+    """Stop all spending of a scope, until it is resumed."""
+    from runtime.budget import halt
+
+    raise typer.Exit(halt(config, scope))
+
+
+@budget.command("resume")
+def budget_resume(
+    scope: Annotated[str | None, typer.Argument(help=f"{SCOPES} Default: all that are stopped.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Let go on what an anomaly, or somebody, has stopped."""
+    from runtime.budget import resume
+
+    raise typer.Exit(resume(config, scope))
 
 
 def main() -> None:

@@ -76,11 +76,10 @@ class Cluster:
 
     async def _make_actors(self, prices: dict[str, Price]) -> None:
         config, prefix = self._config, self._prefix
-        state_dir = os.path.abspath(config.state_dir)
         # Imported here, since a router's process imports this module too and has no use for the openai package.
         from actors.tier.actor import TierActor
 
-        self._make("budget", BudgetActor, config.budget, state_dir)
+        self._make("budget", BudgetActor, config.budget, config.ledger_place)
         self._make("coalescer", CoalescerActor, config.coalesce)
         for tier in config.tiers:
             for index in range(tier.replicas):
@@ -146,6 +145,8 @@ class Cluster:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await asyncio.gather(*routers, return_exceptions=True)
+                if "budget" in self.handles:
+                    await self.handles["budget"].close.remote()  # its webhooks; after the routers' last reports
         for handle in self.handles.values():
             with contextlib.suppress(Exception):
                 ray.kill(handle)

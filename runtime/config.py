@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qsl
 
 from pydantic import Field
 
@@ -43,6 +44,8 @@ _HINTS = {
 _KEY_NAMES = re.compile(r"(?:api|auth|access|secret|bearer)?[_-]?(?:key|token|secret|authorization|password)s?", re.I)
 _PLAIN_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,59}")
 _WITH_PASSWORD = re.compile(r"https?://[^/?#]*@")
+_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:,@/?#\[\]]*)(?::\d+)?"
+_LEDGER = re.compile(rf"postgres(?:ql)?://(?:[^\s:@/?#]+@)?{_HOST}(?:,{_HOST})*(?:/[^\s:@/?#]*)?(?:\?[^\s#]*)?")
 
 
 class PromptSettings(Settings):
@@ -64,6 +67,8 @@ class Config(Settings):
     """All of raycade.yaml."""
 
     state_dir: str = Field(default=".raycade", min_length=1)
+    ledger: str | None = None
+    """A PostgreSQL to keep the budget in, for several clusters; None: a file in state_dir."""
     tiers: list[TierSettings] = Field(min_length=1)
     """In the order in which they are tried."""
     budget: BudgetSettings = BudgetSettings()
@@ -72,6 +77,11 @@ class Config(Settings):
     prompts: PromptSettings = PromptSettings()
     gateway: GatewaySettings = GatewaySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+
+    @property
+    def ledger_place(self) -> str:
+        """Where the ledger's store is, as BudgetActor takes it."""
+        return self.ledger or os.path.abspath(self.state_dir)
 
 
 def load_config(path: str | None, environ: Mapping[str, str], *, check_keys: bool = True) -> Config:
@@ -110,8 +120,8 @@ def digest(config: Config) -> str:
 
     Not in it: whatever only says how fast, how far, where or at what cost the same questions are asked: budgets,
     prices, rates, concurrency, replicas, timeouts, attempts and deadlines, breakers, key variables, base_url,
-    transport, context_tokens, coalescing, gateway, telemetry and folders. A job stopped by its budget must go on after
-    the budget is raised, and one stopped by an outage after the endpoint moved. Prompts have digests of their own
+    transport, context_tokens, coalescing, gateway, telemetry, ledger and folders. A job stopped by its budget must go on
+    after the budget is raised, and one stopped by an outage after the endpoint moved. Prompts have digests of their own
     (`prompts.Registry.digest`), since their content counts and not the folder they lie in.
     """
     matters = {
@@ -221,6 +231,8 @@ def _contradictions(config: Config, document: Document) -> Iterator[ConfigError]
             yield document.error(
                 f"an address must not carry a name or password; {NO_KEYS_HERE}", ("tiers", index, "base_url")
             )
+    if config.ledger is not None and (wrong := _wrong_ledger(config.ledger)):
+        yield document.error(wrong, ("ledger",))
     names = ", ".join(first)
     for name in config.budget.tiers:
         if name not in first:
@@ -229,9 +241,23 @@ def _contradictions(config: Config, document: Document) -> Iterator[ConfigError]
     if QUALITIES.index(config.router.min_quality) > best:
         message = f"no tier is of quality {config.router.min_quality}; the best is {QUALITIES[best]}"
         yield document.error(message, ("router", "min_quality"))
+    webhook = config.budget.anomaly.webhook
+    if webhook is not None and _WITH_PASSWORD.match(webhook):
+        yield document.error("an address must not carry a name or password", ("budget", "anomaly", "webhook"))
     endpoint = config.telemetry.otlp_endpoint
     if endpoint is not None and _WITH_PASSWORD.match(endpoint):
         yield document.error("an address must not carry a name or password", ("telemetry", "otlp_endpoint"))
+
+
+def _wrong_ledger(url: str) -> str:
+    """What is wrong with the address of a ledger. The address is not shown: it may hold a password."""
+    options = [name for name, _ in parse_qsl(url.partition("?")[2], keep_blank_values=True)]
+    if re.match(r"\w+://[^@]*:[^@]*@", url) or any("password" in name for name in options):
+        return (
+            "a password never stands in this file; put it into the environment variable PGPASSWORD, into ~/.pgpass "
+            "or into a service file"
+        )
+    return "" if _LEDGER.fullmatch(url) else "expected an address such as postgresql://USER@HOST:5432/DATABASE"
 
 
 def _missing_keys(config: Config, document: Document, environ: Mapping[str, str]) -> Iterator[ConfigError]:

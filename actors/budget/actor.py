@@ -1,57 +1,78 @@
 """The budget actor: reads the clock, asks the ledger, commits, answers.
 
-Nothing is answered before it is committed. A commit that fails leaves a ledger in memory that is ahead of the store, so the ledger
-is dropped and loaded again with the next call; to the holder that asked it is as if its message had been lost.
+Nothing is answered before it is committed, and every answer is made from the newest version of the store, which others may
+write too (store.py). A commit that fails leaves a ledger in memory that is ahead of the store, so all is loaded again with the
+next call; to the holder that asked it is as if its message had been lost.
 
-One exchange runs at a time: there is no await between the rule and the commit, so no lock is needed. Ray must therefore
-run all methods but `ping` in one concurrency group.
+An act may be applied twice: after somebody else's commit came first, and after a commit of which the connection's
+end has hidden whether it was made. So whatever is added here must say what shall be, not what to add: an exchange carries
+running totals, a limit is set to a value.
+
+One act runs at a time: there is no await between the rule and the commit, so no lock is needed. Ray must therefore
+run all methods in one concurrency group.
 """
 
+import logging
 import time
+from collections import deque
 from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from actors.budget.anomaly import Anomaly, in_words
 from actors.budget.lease import Exchange, Exchanged
-from actors.budget.ledger import UNITS, Ledger, Snapshot, whole_units, window_limits
-from actors.budget.store import LedgerStore, SqliteStore
-from actors.errors import StoreError, StoreFenced
+from actors.budget.ledger import UNITS, Ledger, Snapshot, pace_rules, whole_units, window_limits
+from actors.budget.store import LedgerStore, StoreConflict, open_store
+from actors.errors import StoreError
 from actors.settings import BudgetSettings, ScopeSettings
+
+if TYPE_CHECKING:
+    from actors.budget.webhook import Webhook
 
 __all__ = ["BudgetActor"]
 
 T = TypeVar("T")
 
+log = logging.getLogger("raycade.budget")
+
+ANOMALIES = 20
+"""So many are shown, the last ones."""
+WEBHOOK_S = 5.0
+"""How long the end of the actor waits for webhooks that are under way."""
+TRIES = 4
+"""Of an act. The second holds the store's lock already; more are for connections that break."""
+
 
 class BudgetActor:
-    """Every method may raise StoreError; a StoreFenced is final, since a newer budget actor has taken over."""
+    """`store` is the folder of the ledger's file, or a postgresql:// address. Every method may raise StoreError."""
 
     def __init__(
         self,
         settings: BudgetSettings,
-        state_dir: str,
+        store: str,
         lease_s: float = 10.0,
         *,
-        open_store: Callable[[Path, int | None], LedgerStore] = SqliteStore,
+        open_store: Callable[[str], LedgerStore] = open_store,
         clock: Callable[[], float] = time.time,
     ) -> None:
         # no I/O here: Ray does not restart an actor whose __init__ failed
         self._limits = window_limits(settings)
-        self._state_dir = Path(state_dir)
+        self._rules = pace_rules(settings)
+        self._webhook = _webhook(settings.anomaly.webhook) if settings.anomaly.webhook else None
+        self._anomalies: deque[Anomaly] = deque(maxlen=ANOMALIES)
+        self._place = store
         self._lease_s = lease_s
         self._open_store = open_store
         self._clock = clock
         self._store: LedgerStore | None = None
         self._ledger: Ledger | None = None
-        self._epoch: int | None = None
-        self._fenced = ""
 
     async def exchange(self, message: Exchange) -> Exchanged:
         """Book what a router reports and grant what it may have; committed when this returns."""
         return self._committed(lambda ledger, now: ledger.exchange(message, now))
 
     async def show(self) -> Snapshot:
-        return self._committed(lambda ledger, now: ledger.snapshot(now))
+        snapshot = self._committed(lambda ledger, now: ledger.snapshot(now))
+        return snapshot._replace(anomalies=tuple(self._anomalies))
 
     async def set_limit(self, scope: str, window: str, unit: str, limit: int | None) -> None:
         """Set a limit (tokens or micro-dollars; None: no limit) over the configured one; it outlives restarts.
@@ -59,6 +80,19 @@ class BudgetActor:
         Raises ConfigError for a scope, window, unit or limit that cannot be.
         """
         self._committed(lambda ledger, now: ledger.set_limit(scope, window, unit, limit, now))
+
+    async def halt(self, scope: str, reason: str) -> None:
+        """Stop all spending of a scope until `resume`. Raises ConfigError for a scope that cannot be."""
+        self._committed(lambda ledger, now: ledger.halt(scope, reason, now))
+
+    async def resume(self, scope: str | None = None) -> tuple[str, ...]:
+        """Let a scope, or all that are halted, go on; which ones that were."""
+
+        def resume(ledger: Ledger, now: float) -> tuple[str, ...]:
+            scopes = [halt.scope for halt in ledger.snapshot(now).halts] if scope is None else [scope]
+            return tuple(each for each in scopes if ledger.resume(each, now))
+
+        return self._committed(resume)
 
     async def open_job(
         self, job: str, limits: ScopeSettings, *, max_tokens: float | None = None, max_usd: float | None = None
@@ -78,40 +112,54 @@ class BudgetActor:
 
         self._committed(open_scope)
 
-    async def ping(self) -> None:
-        """Answers, or raises StoreFenced if this actor has been replaced."""
-        if self._fenced:
-            raise StoreFenced(self._fenced)
+    async def close(self) -> None:
+        """Let webhooks that are under way arrive, and close the store. Any later call opens it again."""
+        if self._webhook is not None:
+            await self._webhook.drain(WEBHOOK_S)
+        self._close()
 
     def _committed(self, act: Callable[[Ledger, float], T]) -> T:
         """What `act` returns, once what it changed is in the store; if that fails, it has changed nothing."""
-        ledger, store = self._opened()
         try:
-            result = act(ledger, self._clock())
-            rows = ledger.changes()
-            if any(rows):
-                store.write(rows)
-        except BaseException as error:
-            self._close(error)
+            if self._store is None:
+                self._store = self._open_store(self._place)
+                self._ledger = self._loaded(self._store, lock=False)
+            for _ in range(TRIES):
+                assert self._ledger is not None
+                try:
+                    result = act(self._ledger, self._clock())
+                    self._store.write(self._ledger.changes())
+                    self._tell(self._ledger.anomalies())
+                    return result
+                except StoreConflict as conflict:
+                    reason = str(conflict)
+                    # locked: nobody comes first again
+                    self._ledger = self._loaded(self._store, lock=True)
+            raise StoreError(f"{reason}, {TRIES} times in a row")
+        except BaseException:
+            self._close()
             raise
-        return result
 
-    def _opened(self) -> tuple[Ledger, LedgerStore]:
-        if self._fenced:
-            raise StoreFenced(self._fenced)
-        if self._ledger is None or self._store is None:
-            try:
-                self._store = self._open_store(self._state_dir, self._epoch)
-                self._epoch = self._store.epoch
-                self._ledger = Ledger.load(self._store.load(), self._limits, self._lease_s)
-            except StoreError as error:
-                self._close(error)
-                raise
-        return self._ledger, self._store
+    def _loaded(self, store: LedgerStore, *, lock: bool) -> Ledger:
+        rows = store.load(lock=lock)
+        return Ledger.load(rows, self._limits, self._lease_s, carry=self._ledger, rules=self._rules)
 
-    def _close(self, error: BaseException) -> None:
-        if isinstance(error, StoreFenced):
-            self._fenced = str(error)
+    def _tell(self, anomalies: tuple[Anomaly, ...]) -> None:
+        """Of what has been committed; nothing here may raise or wait."""
+        for anomaly in anomalies:
+            self._anomalies.append(anomaly)
+            log.warning("%s", in_words(anomaly))
+            if self._webhook is not None:
+                self._webhook.tell(anomaly)
+
+    def _close(self) -> None:
+        """Load again with the next call. The ledger stays for its clocks and leases, which no store has."""
         if self._store is not None:
             self._store.close()
-        self._store = self._ledger = None
+        self._store = None
+
+
+def _webhook(url: str) -> "Webhook":
+    from actors.budget.webhook import Webhook  # aiohttp takes a moment to import, and few have a webhook
+
+    return Webhook(url)

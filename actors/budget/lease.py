@@ -18,9 +18,12 @@ A lease ends for the book at the latest when it ends for the ledger, since the b
 question that was answered. Whatever was outstanding then, the ledger has booked as spent; so the book forgets it
 and starts again from zero under a new incarnation, and reservations of the old one settle without effect.
 
-What the book keeps: about one second of its recent reservations. What it gives back: what goes beyond two seconds, all
-of it when an account has been idle for one second, and, so that the remainders of several routers can never lock each other out,
-every remainder that is too small for the smallest reservation that waits.
+All holders together ask so seldom that one process can commit every exchange: each answer says how long to wait until the next
+message (`gap_s`), the longer the more holders there are.
+
+What the book keeps: about one second of its recent reservations, and never less than two gaps of them. What it gives back:
+what goes beyond twice that, all of it when an account has been idle for one second, and, so that the remainders of
+several routers can never lock each other out, every remainder that is too small for the smallest reservation that waits.
 """
 
 from collections.abc import Callable
@@ -45,8 +48,9 @@ __all__ = [
 REPORT_EVERY_S = 0.5  # while anything is held or unreported; well below the lease and the promised second
 ASK_AT_ONCE_S = 0.02  # the least distance between two questions: questions asked sooner leave together
 ASK_AGAIN_S = 0.1  # after an answer that brought nothing: others have to settle first
-KEEP_S = 1.0  # how many seconds of recent reservations a book holds in reserve
-SPARE_S = 2.0  # above so many seconds the surplus goes back
+KEEP_S = 1.0  # how many seconds of recent reservations a book holds in reserve,
+KEEP_GAPS = 2.0  # or how many gaps: it asks when half is left, and that must last until it may ask
+SPARE = 2.0  # above so many times what is kept the surplus goes back
 IDLE_S = 1.0
 REFUSAL_HOLDS_S = 1.0  # then the ledger is asked again: somebody may have raised the limit
 
@@ -76,6 +80,12 @@ class BudgetRefusal(NamedTuple):
     spent: int
     turns_in_s: float | None
     """None: this window never turns."""
+    reason: str = ""
+    """When and why, where the scope was halted (`window` is then `halted`)."""
+
+    @property
+    def halted(self) -> bool:
+        return self.window == "halted"
 
     def error(self) -> BudgetExceeded:
         return BudgetExceeded(*self)
@@ -121,6 +131,8 @@ class Exchanged(NamedTuple):
     """False: the incarnation is closed (it expired, or another one took its place)."""
     expires_in_s: float
     accounts: tuple[AccountGrant, ...]
+    gap_s: float = 0.0
+    """How long to wait from one message to the next: the more holders, the longer."""
 
 
 class Reserved(NamedTuple):
@@ -158,12 +170,14 @@ class _Held:
         "free_tokens",
         "free_usd_micros",
         "granted",
+        "halted",
         "rate",
         "refusal",
         "refused_until",
         "taken",
         "totals",
         "unlimited_until",
+        "used",
         "waiting",
     )
 
@@ -190,6 +204,10 @@ class _Held:
         self.unlimited_until = NEVER
         self.refusal: BudgetRefusal | None = None
         self.refused_until = NEVER
+        self.halted = False
+        """Nothing more may be spent: what is free, and what comes free, goes back."""
+        self.used = False
+        """Reserved from since the ledger was last asked: slow calls bring no other news, and a halt must be heard of."""
 
     @property
     def free(self) -> Amount:
@@ -212,7 +230,7 @@ class _Held:
         return idle and not self.unheard and self.outstanding == NOTHING
 
     def covers(self, amount: Amount) -> bool:
-        return self.free_tokens >= amount.tokens and self.free_usd_micros >= amount.usd_micros
+        return not self.halted and self.free_tokens >= amount.tokens and self.free_usd_micros >= amount.usd_micros
 
     def least(self) -> Amount:
         """The smallest that waits. It is one of them, not a mix: a refusal of it must end somebody's wait."""
@@ -230,19 +248,21 @@ class _Held:
             self.rate = (0.0, 0.0)
         self.taken = [0, 0]
 
-    def give_back(self, now: float) -> None:
+    def give_back(self, now: float, keep_s: float) -> None:
         """Return what is not needed here. It is gone from `free` at once: the ledger may grant it away at any time."""
-        if now < self.unlimited_until or now - self.active_at > IDLE_S or not self.covers(self.least()):
+        idle = now - self.active_at > IDLE_S
+        if self.halted or idle or now < self.unlimited_until or not self.covers(self.least()):
             spare = self.free
         else:
-            spare = Amount(*(_surplus(*unit) for unit in zip(self.free, self.demand, self.rate, strict=True)))
+            units = zip(self.free, self.demand, self.rate, strict=True)
+            spare = Amount(*(_surplus(free, demand, rate * keep_s) for free, demand, rate in units))
         self.free_tokens -= spare.tokens
         self.free_usd_micros -= spare.usd_micros
         self.totals = self.totals._replace(returned=self.totals.returned.plus(spare))
 
-    def want(self) -> Amount:
+    def want(self, keep_s: float) -> Amount:
         units = zip(self.free, self.demand, self.rate, strict=True)
-        return Amount(*(max(0, demand + int(rate * KEEP_S) - free) for free, demand, rate in units))
+        return Amount(*(max(0, demand + int(rate * keep_s) - free) for free, demand, rate in units))
 
     def unreported(self) -> Totals:
         """What was spent beyond all grants and is not known to have reached a ledger."""
@@ -252,8 +272,8 @@ class _Held:
         return Totals(spent=beyond.minus(unknown), unknown=unknown, beyond=beyond)
 
 
-def _surplus(free: int, demand: int, rate: float) -> int:
-    return free - demand - int(rate * KEEP_S) if free > demand + rate * SPARE_S else 0
+def _surplus(free: int, demand: int, kept: float) -> int:
+    return free - demand - int(kept) if free > demand + kept * SPARE else 0
 
 
 class LeaseBook:
@@ -280,6 +300,7 @@ class LeaseBook:
         self._expires_at = NEVER
         self._looked_at = self._sent_at = NEVER
         self._ask_gap_s = ASK_AT_ONCE_S
+        self._gap_s = 0.0
         self._begin()
 
     # -- the router's hot path -------------------------------------------------------------------------------------
@@ -291,7 +312,7 @@ class LeaseBook:
             return SHORT
         if now < held.unlimited_until:
             lease = 0
-        elif held.free_tokens >= amount[0] and held.free_usd_micros >= amount[1]:
+        elif held.free_tokens >= amount[0] and held.free_usd_micros >= amount[1] and not held.halted:
             held.free_tokens -= amount[0]
             held.free_usd_micros -= amount[1]
             held.taken[0] += amount[0]
@@ -301,6 +322,7 @@ class LeaseBook:
             return Refused(refusal)
         else:
             return SHORT
+        held.used = True
         self._last_id = number = self._last_id + 1
         self._open[number] = reserved = Reserved(number, account, amount, lease)
         return reserved
@@ -368,6 +390,7 @@ class LeaseBook:
         """Take an answer to a message that was sent at `sent_at`; answers may come late, twice and in any order."""
         if answer.sequence <= self._begun_after:
             return
+        self._gap_s = answer.gap_s
         if answer.valid:
             for held in self._accounts.values():
                 if held.asked == answer.sequence:
@@ -386,6 +409,7 @@ class LeaseBook:
                 held.answered = answer.sequence
                 held.unlimited_until = expires_at if grant.unlimited else NEVER
                 held.refusal = grant.refusal
+                held.halted = grant.refusal is not None and grant.refusal.halted
                 if grant.refusal is not None:
                     turns_in_s = grant.refusal.turns_in_s
                     held.refused_until = now + min(
@@ -412,6 +436,10 @@ class LeaseBook:
             held = self._dormant.pop(account) if account in self._dormant else _Held()
             self._accounts[account] = held
         return held
+
+    @property
+    def _keep_s(self) -> float:
+        return max(KEEP_S, KEEP_GAPS * self._gap_s)
 
     def _overrun(self, tokens: int, usd_micros: int) -> Amount:
         over = Amount(max(0, tokens), max(0, usd_micros))
@@ -449,32 +477,36 @@ class LeaseBook:
         """Less than half of what should be held is left: ask before anybody has to wait."""
         if now < held.unlimited_until or held.answered < 0 or held.refusal is not None:
             return False
-        return any(free < int(rate * KEEP_S / 2) for free, rate in zip(held.free, held.rate, strict=True))
+        return any(free < int(rate * self._keep_s / 2) for free, rate in zip(held.free, held.rate, strict=True))
 
     def _due(self, now: float) -> bool:
         quiet_s = now - self._sent_at
-        if quiet_s < ASK_AT_ONCE_S:
+        if quiet_s < max(ASK_AT_ONCE_S, self._gap_s):
             return False
         accounts = self._accounts.values()
-        if quiet_s >= REPORT_EVERY_S and any(held.unheard or held.outstanding != NOTHING for held in accounts):
+        if quiet_s >= REPORT_EVERY_S and any(
+            held.used or held.unheard or held.outstanding != NOTHING for held in accounts
+        ):
             return True
         if quiet_s >= self._ask_gap_s and any(self._hungry(held, now) for held in accounts):
             return True
         return quiet_s >= ASK_AGAIN_S and any(self._low(held, now) for held in accounts)
 
     def _message(self, now: float) -> Exchange:
+        self._closing = -1  # whoever goes on has not closed
         self._sequence += 1
         self._sent_at = now
         reports = []
         for account, held in self._accounts.items():
-            held.give_back(now)
-            want = NOTHING if now < held.unlimited_until else held.want()
-            if held.unheard or held.waiting or want != NOTHING:
+            held.give_back(now, self._keep_s)
+            want = NOTHING if now < held.unlimited_until else held.want(self._keep_s)
+            if held.used or held.unheard or held.waiting or want != NOTHING:
                 reports.append(self._report(account, held, want))
         return Exchange(self.holder, self.incarnation, self._sequence, tuple(reports), opening=not self._opened)
 
     def _report(self, account: Account, held: _Held, want: Amount) -> AccountReport:
         held.asked = self._sequence
+        held.used = False
         # what was carried over waits until the ledger has admitted the incarnation
         held.asked_totals = held.totals if self._opened else Totals()
         least = held.least()
@@ -499,4 +531,4 @@ class LeaseBook:
 
 def _refuses(refusal: BudgetRefusal, amount: Amount) -> bool:
     wanted = amount.usd_micros if refusal.unit == "usd" else amount.tokens
-    return refusal.spent + wanted > refusal.limit
+    return refusal.halted or refusal.spent + wanted > refusal.limit

@@ -22,6 +22,19 @@ the last reservation that fits.
 When a window turns, what is reserved counts in the new one, and a late report is charged to it too: an amount is
 never outside every window. The clock may step back: windows go by the latest time seen, leases by the sum of its steps forward.
 
+Several ledgers on one store (two jobs, several clusters, a stopped actor that wakes up beside its successor). Each
+commit is made on the newest version of the store or not at all, so every grant is checked against all there is. A
+ledger that was not the newest is loaded again with `carry`: the old one's clocks, and its leases of those holders
+of whom nothing was heard elsewhere. So it never ends the lease of a holder that talks to another one: each exchange
+raises the holder's sequence in the store, the commit that would close it therefore fails, and what is loaded then has
+a sequence this ledger has not seen, which earns a whole lease. Leases may end too early all the same, by a clock
+that jumps; that costs budget, and cannot overspend it, since closing a holder turns what is reserved into spent and frees
+nothing, and the holder hears that it was closed before it is granted more. Clocks that differ: the one that is ahead turns the
+windows for all, as a period in the store raises the latest time of whoever loads it.
+
+A halted scope (anomaly.py, or by hand) is granted nothing, whatever its limits leave: no account in it is unlimited, and
+every answer to its holders carries a refusal, upon which they give back what is free.
+
 Where it stands: `actor.py` calls `exchange`, writes `changes()` to the store, and only then answers.
 """
 
@@ -29,6 +42,7 @@ from collections.abc import Iterator, Mapping
 from decimal import ROUND_FLOOR, Decimal
 from typing import NamedTuple
 
+from actors.budget.anomaly import Anomaly, HaltRow, PaceRow, PaceRules, Watch, utc
 from actors.budget.lease import AccountGrant, AccountReport, BudgetRefusal, Exchange, Exchanged, Totals
 from actors.errors import ConfigError
 from actors.messages import Account, Amount
@@ -37,16 +51,20 @@ from actors.settings import BudgetSettings, ScopeSettings
 __all__ = [
     "UNITS",
     "WINDOWS",
+    "Anomaly",
     "CounterRow",
+    "HaltRow",
     "HeldRow",
     "HolderRow",
     "Ledger",
     "LimitKey",
     "LimitRow",
     "LimitStatus",
+    "PaceRow",
     "RequestLimits",
     "Rows",
     "Snapshot",
+    "pace_rules",
     "request_limits",
     "scopes_of",
     "whole_units",
@@ -61,6 +79,10 @@ HIGHEST = 2**62
 """Any larger limit is cut to this, so that sums fit the store's 64 bits."""
 REMEMBER_CLOSED_S = 3600.0
 """An opening message that comes later than this would be taken for a new one; that wastes budget, it cannot overspend."""
+EXCHANGES_PER_S = 32
+"""Of all holders together, which keep their distance accordingly: one process commits them all, and the promise is at most 50.
+The rest is for those who begin, since the first message of each comes unasked."""
+LEAST_GAPS = 4
 
 NOTHING = Amount()
 
@@ -100,6 +122,13 @@ def window_limits(settings: BudgetSettings) -> dict[LimitKey, int]:
                 if value is not None:
                     limits[LimitKey(scope, window, unit)] = whole_units(value, unit)
     return limits
+
+
+def pace_rules(settings: BudgetSettings) -> PaceRules:
+    """What counts as an anomaly (anomaly.py), in whole units."""
+    anomaly = settings.anomaly
+    floor = Amount(anomaly.floor_tokens_per_minute, whole_units(anomaly.floor_usd_per_minute, "usd"))
+    return PaceRules(anomaly.factor, floor, anomaly.min_minutes, anomaly.stop)
 
 
 class RequestLimits(NamedTuple):
@@ -189,6 +218,10 @@ class Rows(NamedTuple):
     limits: tuple[LimitRow, ...] = ()
     forgotten: tuple[tuple[str, str], ...] = ()
     """(holder, incarnation) of closed incarnations that need not be remembered any longer."""
+    paces: tuple[PaceRow, ...] = ()
+    halts: tuple[HaltRow, ...] = ()
+    resumed: tuple[str, ...] = ()
+    """Scopes whose halt has ended."""
 
 
 # -- what status shows ---------------------------------------------------------------------------------------------
@@ -214,6 +247,11 @@ class LimitStatus(NamedTuple):
 class Snapshot(NamedTuple):
     limits: tuple[LimitStatus, ...]
     holders: int
+    halts: tuple[HaltRow, ...] = ()
+    """Scopes that are granted nothing until somebody resumes them."""
+    paces: tuple[PaceRow, ...] = ()
+    anomalies: tuple[Anomaly, ...] = ()
+    """The last ones that the budget actor that was asked has seen itself, oldest first."""
 
 
 # -- the ledger ----------------------------------------------------------------------------------------------------
@@ -243,6 +281,14 @@ class _Held:
         return self.granted.plus(beyond).minus(spent).minus(unknown).minus(returned)
 
 
+class _Closed(NamedTuple):
+    """What is remembered of a closed incarnation; the last two in case the closing is never committed."""
+
+    closed_at: float
+    sequence: int
+    expires_at_s: float
+
+
 class _Holder:
     __slots__ = ("accounts", "expires_at_s", "incarnation", "sequence")
 
@@ -256,14 +302,18 @@ class _Holder:
 class Ledger:
     """All budgets of a runtime. `now` is unix seconds; every method that takes it also turns windows and ends leases."""
 
-    def __init__(self, limits: Mapping[LimitKey, int], lease_s: float = 10.0) -> None:
+    def __init__(self, limits: Mapping[LimitKey, int], lease_s: float = 10.0, rules: PaceRules | None = None) -> None:
+        """`rules`: when spend per minute is an anomaly; None: never."""
         self._lease_s = lease_s
+        self._watch = Watch(rules)
         self._configured = dict(limits)
         self._set: dict[LimitKey, int | None] = {}
         self._cells: dict[tuple[str, str], _Cell] = {}
         self._reserved: dict[str, Amount] = {}
         self._holders: dict[str, _Holder] = {}
-        self._closed: dict[tuple[str, str], float] = {}
+        self._closed: dict[tuple[str, str], _Closed] = {}
+        self._news: set[str] = set()
+        """Holders just loaded: their lease begins when the clock is read next."""
         self._latest = 0.0
         """The latest time seen: windows go by it."""
         self._last: float | None = None
@@ -277,9 +327,21 @@ class Ledger:
             self._open_scope(scope)
 
     @classmethod
-    def load(cls, rows: Rows, limits: Mapping[LimitKey, int], lease_s: float = 10.0) -> "Ledger":
-        """Carry on from a store. Holders get a whole lease to be heard of again: their own may still run."""
-        ledger = cls(limits, lease_s)
+    def load(
+        cls,
+        rows: Rows,
+        limits: Mapping[LimitKey, int],
+        lease_s: float = 10.0,
+        carry: "Ledger | None" = None,
+        rules: PaceRules | None = None,
+    ) -> "Ledger":
+        """Carry on from a store. Holders get a whole lease to be heard of again: their own may still run.
+
+        `carry` is the ledger that was in use here until now, whatever of it was never committed.
+        """
+        ledger = cls(limits, lease_s, rules)
+        ledger._watch.load(rows.paces, rows.halts)
+        leases = ledger._carry(carry) if carry is not None else {}
         ledger._set = {LimitKey(row.scope, row.window, row.unit): row.amount for row in rows.limits}
         for counter in rows.counters:
             cell = ledger._cells[counter.scope, counter.window] = _Cell(counter.period)
@@ -289,10 +351,13 @@ class Ledger:
             ledger._latest = max(ledger._latest, counter.period * WINDOWS[counter.window])
         for row in rows.holders:
             if row.closed_at is None:
-                holder = ledger._holders[row.holder] = _Holder(row.incarnation, lease_s)
+                expires_at_s = leases.get(row)
+                holder = ledger._holders[row.holder] = _Holder(row.incarnation, expires_at_s or 0.0)
                 holder.sequence = row.sequence
+                if expires_at_s is None:
+                    ledger._news.add(row.holder)
             else:
-                ledger._closed[row.holder, row.incarnation] = row.closed_at
+                ledger._closed[row.holder, row.incarnation] = _Closed(row.closed_at, 0, 0.0)
         for held_row in rows.held:
             account = Account(held_row.tier, held_row.job, held_row.key)
             held = ledger._holders[held_row.holder].accounts[account] = _Held()
@@ -309,8 +374,21 @@ class Ledger:
         ledger._turn()
         for scope, window in ledger._cells:
             ledger._raise_ceiling(scope, window)
-        ledger._changed_counters.clear()
+        # rows of a window that has turned go back with the next commit, so that slower clocks learn of it
+        ledger._changed_counters.intersection_update((row.scope, row.window) for row in rows.counters)
         return ledger
+
+    def _carry(self, old: "Ledger") -> dict[HolderRow, float]:
+        """Take over the clocks, and tell when leases end: also of those closed, in case that was never committed."""
+        self._latest, self._last, self._lease_clock_s = old._latest, old._last, old._lease_clock_s
+        leases = {
+            HolderRow(name, incarnation, closed.sequence, None): closed.expires_at_s
+            for (name, incarnation), closed in old._closed.items()
+        }
+        for name, holder in old._holders.items():
+            if name not in old._news:
+                leases[HolderRow(name, holder.incarnation, holder.sequence, None)] = holder.expires_at_s
+        return leases
 
     # -- what holders say ----------------------------------------------------------------------------------------
 
@@ -319,26 +397,31 @@ class Ledger:
         self.expire(now)
         holder = self._admit(message)
         if holder is None:
-            return Exchanged(message.sequence, False, 0.0, ())
+            return Exchanged(message.sequence, False, 0.0, (), self._gap_s)
         for report in message.accounts:
             self._book_report(message.holder, holder, report)
         fresh = message.sequence > holder.sequence
         if fresh:
             holder.sequence = message.sequence
-            holder.expires_at_s = self._lease_clock_s + self._lease_s
+            # many holders speak seldom: a lease is worth some of their gaps
+            holder.expires_at_s = self._lease_clock_s + max(self._lease_s, LEAST_GAPS * self._gap_s)
             self._changed_holders.add((message.holder, holder.incarnation))
-        if message.closing:
+        if message.closing and fresh:  # a late one takes nobody away who has gone on since
             self._close(message.holder)
         # only the newest message tells what is wanted now; an older one just gets the totals repeated
         granting = fresh and not message.closing
         grants = tuple(self._answer(message.holder, holder, report, granting) for report in message.accounts)
-        return Exchanged(message.sequence, True, max(0.0, holder.expires_at_s - self._lease_clock_s), grants)
+        expires_in_s = max(0.0, holder.expires_at_s - self._lease_clock_s)
+        return Exchanged(message.sequence, True, expires_in_s, grants, self._gap_s)
 
     def expire(self, now: float) -> None:
         """Let time pass: windows turn, then silent holders are closed, then old closed ones forgotten."""
         if self._last is not None:
             self._lease_clock_s += max(0.0, now - self._last)
         self._last = now
+        for name in self._news:
+            self._holders[name].expires_at_s = self._lease_clock_s + self._lease_s
+        self._news.clear()
         if now > self._latest:
             hour_has_turned = now // WINDOWS["hour"] > self._latest // WINDOWS["hour"]
             self._latest = now
@@ -346,16 +429,14 @@ class Ledger:
                 self._turn()
         for name in [name for name, holder in self._holders.items() if holder.expires_at_s <= self._lease_clock_s]:
             self._close(name)
-        for key in [key for key, closed_at in self._closed.items() if self._latest - closed_at > REMEMBER_CLOSED_S]:
+        for key in [key for key, closed in self._closed.items() if self._latest - closed.closed_at > REMEMBER_CLOSED_S]:
             del self._closed[key]
             self._forgotten.append(key)
             self._changed_holders.discard(key)
 
     def set_limit(self, scope: str, window: str, unit: str, limit: int | None, now: float) -> None:
         """Set a limit over the configured one; None means no limit. Holders hear of it with their next exchange."""
-        kind, _, name = scope.partition(":")
-        if scope != "all" and (kind not in ("tier", "job", "key") or not name):
-            raise ConfigError(f"no such scope: {scope!r}; expected all, tier:NAME, job:NAME or key:NAME")
+        _check_scope(scope)
         if window not in WINDOWS or unit not in UNITS:
             raise ConfigError(
                 f"no such limit: {unit} per {window}; expected {' or '.join(UNITS)} per {', '.join(WINDOWS)}"
@@ -368,6 +449,17 @@ class Ledger:
         self._open_scope(scope)
         self._raise_ceiling(scope, window)
         self._changed_limits.add(key)
+
+    def halt(self, scope: str, reason: str, now: float) -> None:
+        """Grant a scope nothing until `resume`; its holders hear of it with their next exchange."""
+        _check_scope(scope)
+        self.expire(now)
+        self._watch.halt(scope, reason, now)
+
+    def resume(self, scope: str, now: float) -> bool:
+        """Let a scope go on; False if it was not halted."""
+        self.expire(now)
+        return self._watch.resume(scope)
 
     # -- what others ask -----------------------------------------------------------------------------------------
 
@@ -382,16 +474,24 @@ class Ledger:
                 limits.append(
                     LimitStatus(*key, self._limit(key), *amounts, self._turns_in_s(window, cell, now), key in self._set)
                 )
-        return Snapshot(tuple(limits), len(self._holders))
+        return Snapshot(tuple(limits), len(self._holders), self._watch.halts, self._watch.paces)
+
+    def anomalies(self) -> tuple[Anomaly, ...]:
+        """Those that the reports since the last call have brought."""
+        return self._watch.found()
 
     def changes(self) -> Rows:
         """The rows that have changed since the last call."""
+        paces, halts, resumed = self._watch.changes()
         rows = Rows(
             tuple(self._counter_row(*key) for key in self._changed_counters),
             tuple(self._holder_row(*key) for key in self._changed_holders),
             tuple(self._held_row(*key) for key in self._changed_held),
             tuple(LimitRow(*key, self._set[key]) for key in self._changed_limits),
             tuple(self._forgotten),
+            paces,
+            halts,
+            resumed,
         )
         self._changed_counters.clear()
         self._changed_holders.clear()
@@ -419,6 +519,10 @@ class Ledger:
                 assert most is None or used <= most, f"{scope} per {window}: {used} of {limit} {unit} used"
                 assert 0 <= cell.unknown[index] <= cell.spent[index], f"{scope} per {window}: more unknown than spent"
 
+    @property
+    def _gap_s(self) -> float:
+        return len(self._holders) / EXCHANGES_PER_S
+
     # -- holders -------------------------------------------------------------------------------------------------
 
     def _admit(self, message: Exchange) -> _Holder | None:
@@ -441,7 +545,7 @@ class Ledger:
                 self._reserve(account, NOTHING.minus(held.outstanding))
                 self._charge(account, NOTHING, held.outstanding, NOTHING)
             self._changed_held.discard((name, holder.incarnation, account))
-        self._closed[name, holder.incarnation] = self._latest
+        self._closed[name, holder.incarnation] = _Closed(self._latest, holder.sequence, holder.expires_at_s)
         self._changed_holders.add((name, holder.incarnation))
 
     def _book_report(self, name: str, holder: _Holder, report: AccountReport) -> None:
@@ -459,12 +563,19 @@ class Ledger:
         spent, unknown, _, beyond = (new.minus(was) for new, was in zip(held.totals, old, strict=True))
         self._reserve(report.account, held.outstanding.minus(before))
         self._charge(report.account, spent, unknown, beyond)
+        # not for what a dead holder held: that is booked at once, and says nothing about spend per minute
+        for scope in scopes_of(report.account):
+            if scope.startswith(("tier:", "key:")):
+                self._watch.spend(scope, spent.plus(unknown), self._last or self._latest)
 
     def _answer(self, name: str, holder: _Holder, report: AccountReport, granting: bool) -> AccountGrant:
         held = holder.accounts[report.account]
-        unlimited = not self._limited(report.account)
+        halt = self._watch.halt_of(scopes_of(report.account))
+        unlimited = halt is None and not self._limited(report.account)
         refusal = None
-        if granting and not unlimited:
+        if halt is not None:
+            refusal = self._halted(halt)
+        elif granting and not unlimited:
             size = self._size(report.account, report.want, report.least)
             if size != NOTHING:
                 held.granted = held.granted.plus(size)
@@ -493,6 +604,10 @@ class Ledger:
             if limit is not None:
                 rooms.append(max(0, limit - cell.spent[index] - self._reserved.get(scope, NOTHING)[index]))
         return min(rooms, default=None)
+
+    def _halted(self, halt: HaltRow) -> BudgetRefusal:
+        when = utc(halt.since, self._last or self._latest)
+        return BudgetRefusal(halt.scope, "halted", "usd", 0, 0, None, f"at {when}: {halt.reason}")
 
     def _refusal(self, account: Account, least: Amount) -> BudgetRefusal | None:
         """The limit that is in the way longest, among those that would be even if everything reserved came back."""
@@ -566,13 +681,21 @@ class Ledger:
         return CounterRow(scope, window, cell.period, *cell.spent, *cell.unknown, *cell.overrun)
 
     def _holder_row(self, name: str, incarnation: str) -> HolderRow:
-        closed_at = self._closed.get((name, incarnation))
-        return HolderRow(name, incarnation, 0 if closed_at is not None else self._holders[name].sequence, closed_at)
+        closed = self._closed.get((name, incarnation))
+        if closed is not None:
+            return HolderRow(name, incarnation, 0, closed.closed_at)
+        return HolderRow(name, incarnation, self._holders[name].sequence, None)
 
     def _held_row(self, name: str, incarnation: str, account: Account) -> HeldRow:
         held = self._holders[name].accounts[account]
         spent, unknown, returned, beyond = held.totals
         return HeldRow(name, incarnation, *account, *held.granted, *spent, *unknown, *returned, *beyond)
+
+
+def _check_scope(scope: str) -> None:
+    kind, _, name = scope.partition(":")
+    if scope != "all" and (kind not in ("tier", "job", "key") or not name):
+        raise ConfigError(f"no such scope: {scope!r}; expected all, tier:NAME, job:NAME or key:NAME")
 
 
 def _period(window: str, now: float) -> int:

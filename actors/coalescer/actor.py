@@ -1,8 +1,12 @@
 """The coalescer actor: one table for the whole cluster, reached through lanes.
 
-Items are claims and their ends. A claim's completion is a `Lead` (make the call) or a `Shared` (here is the answer).
-The actor holds no result but those that `keep_s` asks for. When it dies, claims end as ActorLost at the routers, which
-then make their calls themselves: coalescing saves money, it must never stop work.
+Items are claims and their ends. A claim's completion is a `Lead` (make the call), a `Shared` (here is the answer) or a
+`Runaway` (asked too often, make no call). The actor holds no result but those that `keep_s` asks for. When it dies,
+claims end as ActorLost at the routers, which then make their calls themselves: coalescing saves money, it must never
+stop work.
+
+A claimant is named by a number of its router's own, so that it can be spoken of before the router knows whether it
+leads: who leaves while `Lead` is on its way to it must give that lead up, or its key is held until the lease ends.
 """
 
 import asyncio
@@ -11,20 +15,23 @@ from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Any, NamedTuple, assert_never
 
-from actors.coalescer.table import Lead, Shared, Table
+from actors.coalescer.runaway import Loops
+from actors.coalescer.table import Shared, Table, Told, Unwanted
 from actors.lane import Batch, Cancel, Complete, LaneHost, LaneServer
 from actors.settings import CoalesceSettings
 
-__all__ = ["Abandon", "Claim", "CoalescerActor", "Finish", "Publish"]
+__all__ = ["Claim", "CoalescerActor", "Finish", "Leave", "Linger", "Publish"]
 
 EXPIRE_S = 5.0
 
 
 class Claim(NamedTuple):
-    """Completes with Lead or Shared."""
+    """Completes with Lead, Shared or Runaway."""
 
     key: bytes
     lease_s: float
+    claimant: int
+    """Never used before in this lane."""
 
 
 class Finish(NamedTuple):
@@ -47,31 +54,30 @@ class Publish(NamedTuple):
     keep: bool
 
 
-class Abandon(NamedTuple):
-    """Completes with None."""
+class Linger(NamedTuple):
+    """A lead's caller is gone, and its call goes on for those who follow. Completes, with None, when nobody does any
+    more: at once, when the last of them leaves, or when the lead has ended."""
 
-    key: bytes
-    generation: int
-
-
-Item = Claim | Finish | Publish | Abandon
+    claimant: int
 
 
-class _Ticket:
-    """A claimant: its lane and how it is told. Compared by identity."""
+class Leave(NamedTuple):
+    """Completes with None. A lead gives up, in a way that is its own, or a claimant that does not know what it is."""
 
-    __slots__ = ("complete", "lane")
+    claimant: int
 
-    def __init__(self, lane: str, complete: Complete[Lead | Shared]) -> None:
-        self.lane = lane
-        self.complete = complete
+
+Item = Claim | Finish | Publish | Linger | Leave
+_Ticket = tuple[str, int]  # lane and claimant
 
 
 class CoalescerActor(LaneHost):
     """Thin shell around Table. Does no I/O at all."""
 
     def __init__(self, settings: CoalesceSettings) -> None:
-        self._table: Table[_Ticket] = Table(keep_s=settings.keep_s)
+        most = settings.runaway.max_per_minute
+        self._table: Table[_Ticket] = Table(settings.keep_s, settings.keep_mb << 20, Loops(most) if most else None)
+        self._waiting: dict[_Ticket, Complete[Any]] = {}  # followers, and leads that linger
         self._expiring: asyncio.Task[None] | None = None
         self._server: LaneServer[Item, Any] = LaneServer(
             self._start, note=lambda: self._table.coalesced, on_closed=self._owner_gone, weigh=_weigh
@@ -88,40 +94,53 @@ class CoalescerActor(LaneHost):
         now = time.monotonic()
         match item:
             case Claim():
-                ticket = _Ticket(lane, complete)
+                ticket = (lane, item.claimant)
                 answer = self._table.claim(item.key, ticket, item.lease_s, now)
                 if answer is None:
+                    self._waiting[ticket] = complete
                     return partial(self._leave, ticket)
                 complete(answer)
             case Finish():
                 complete([at for at, lead in enumerate(item.leads) if self._table.finish(*lead)])
             case Publish():
-                _tell(self._table.publish(item.key, item.generation, item.result, item.size, now, item.keep))
+                self._tell(self._table.publish(item.key, item.generation, item.result, item.size, now, item.keep))
                 complete(None)
-            case Abandon():
-                _tell(self._table.abandon(item.key, item.generation, now))
+            case Linger():
+                ticket = (lane, item.claimant)
+                if self._table.linger(ticket):
+                    complete(None)
+                else:
+                    self._waiting[ticket] = complete
+            case Leave():
+                self._leave((lane, item.claimant))
                 complete(None)
             case _:
                 assert_never(item)
         return None
 
     def _leave(self, ticket: _Ticket) -> None:
-        _tell(self._table.leave(ticket, time.monotonic()))
+        told = self._table.leave(ticket, time.monotonic())
+        self._tell(told)
+        self._waiting.pop(ticket, None)
 
     def _owner_gone(self, lane: str) -> None:
-        """A lane closed: its owner is dead or has opened it anew. What it led goes to the next in line."""
-        for ticket in [ticket for ticket in self._table.tickets() if ticket.lane == lane]:
+        """A lane closed: its owner is dead or has opened it anew. What it led goes to the next in line.
+
+        The lane has cancelled its own followers before, so none of them is promoted only to leave again.
+        """
+        for ticket in [ticket for ticket in self._table.tickets() if ticket[0] == lane]:
             self._leave(ticket)
 
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(EXPIRE_S)
-            _tell(self._table.expire(time.monotonic()))
+            self._tell(self._table.expire(time.monotonic()))
 
-
-def _tell(told: list[tuple[_Ticket, Lead | Shared]]) -> None:
-    for ticket, answer in told:
-        ticket.complete(answer)
+    def _tell(self, told: Told[_Ticket]) -> None:
+        for ticket, answer in told:
+            complete = self._waiting.pop(ticket, None)
+            if complete is not None:
+                complete(None if isinstance(answer, Unwanted) else answer)
 
 
 def _weigh(done: Any) -> int:

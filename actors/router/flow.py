@@ -1,7 +1,7 @@
 """The path of a request, top to bottom: claim, then reserve, attempt, settle until it is done, then publish.
 
     run        one request, door to door
-      _lead      claim its key: follow somebody's call, or make it and publish
+      Claims.share   claim its key: follow somebody's call, or make it and publish (actors/router/claims.py)
         _answer    ask until the answer satisfies the request's schema
           _cascade   ask tiers as the plan says until one answers
             _attempt   reserve, call, settle
@@ -11,7 +11,6 @@ a `finally`. A plain class: a router actor hosts it, a gateway embeds it.
 """
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,12 +22,11 @@ import orjson
 
 from actors.budget.lease import Exchange, Exchanged, LeaseBook, Reserved
 from actors.budget.ledger import request_limits
-from actors.coalescer.actor import Abandon, Claim, Finish, Publish
-from actors.coalescer.table import Lead, Shared
 from actors.errors import ActorLost, BudgetExceeded, LaneClosed, LaneTimeout
 from actors.lane import Lane, Peer
 from actors.messages import Account, Amount, Answer, Attempt, Failure, Health, Refusal, Request, Result, TierCall, Usage
-from actors.router.cost import Tariff
+from actors.router.claims import Claims
+from actors.router.cost import NO_MARGINS, Tariff
 from actors.router.plan import ActorState, GiveUp, Past, TierState, Try, Wait, decide
 from actors.router.purse import Purse
 from actors.router.retries import RetryBudget
@@ -41,11 +39,11 @@ INTERACTIVE_QUEUE_S = 2.0
 RATE_PATIENCE_S = 0.5
 """With `on_rate_limit: fallback`, how long a call waits for its tier's own rate limit before the next tier has it."""
 STRUCTURED_RETRIES = 2
-LEAD_GRACE_S = 30.0
-FINISH_S = 0.01
-"""For so long the ends of leads are gathered."""
+HALTED_LOOK_S = 30.0
+"""Nobody knows when a halted scope goes on; look again so often."""
 NOTHING = Amount()
 NO_USAGE = Usage(0, 0)
+WITHDRAWN = Refusal("queue", 0.0, "cancelled before it was sent")
 
 
 class Peers(NamedTuple):
@@ -67,6 +65,10 @@ class TierNote(NamedTuple):
     """Attempts by kind: `ok` or a FailureKind."""
     last_failure: str = ""
     """What the last failed attempt said."""
+    overrun: Amount = NOTHING
+    """Usage above its reservations: charged all the same."""
+    margin_milli: int = 1000
+    """By how much the tier's bounds are multiplied by now, in thousandths (actors/router/cost.py)."""
 
 
 class RouterNote(NamedTuple):
@@ -83,7 +85,9 @@ class _Tier:
 
     def __init__(self, index: int, settings: TierSettings, price: Price, now: float) -> None:
         self.state = TierState(index, settings)
-        self.tariff = Tariff(price, settings.max_output_tokens)
+        self.tariff = Tariff(price, settings)
+        self.margins = NO_MARGINS
+        self.overrun = NOTHING
         self.lanes: list[Lane[TierCall, Any]] = []
         self.retries = RetryBudget(now)
         self.kinds: dict[str, int] = {}
@@ -132,12 +136,10 @@ class Router:
         self._peers = peers
         self._tiers = [_Tier(index, tier, prices[tier.name], now) for index, tier in enumerate(tiers)]
         self._states = [tier.state for tier in self._tiers]
-        self._coalescer: Lane[Any, Any] | None = None
+        self._claims: Claims | None = None
         # The book's incarnation must be new for ever: the ledger books what an older one of the same holder held.
         self._purse = Purse(LeaseBook(name, lambda: uuid4().hex), peers.exchange)
         self._limits: dict[Account, Any] = {}
-        self._finished: list[tuple[bytes, int, Result | Failure]] = []
-        """Leads that have ended and that the coalescer has not been told of."""
 
     async def open(self) -> None:
         """Open the lanes to all peers. Does not wait for them: a tier that is down is treated as such."""
@@ -154,13 +156,15 @@ class Router:
                 )
                 tier.lanes.append(lane)
         if self._peers.coalescer is not None and self._coalesce.enabled:
-            self._coalescer = Lane(self.name, self._peers.coalescer, name="coalescer", weigh=_weigh_claim)
+            self._claims = Claims(self.name, self._peers.coalescer, self._coalesce)
         self._purse.open()
         opening = [lane.open(10.0) for lane in self._lanes()]
         await asyncio.gather(*opening, return_exceptions=True)  # a lane that is late opens by itself
 
     async def close(self) -> None:
         """Give the budget back and close the lanes."""
+        if self._claims is not None:
+            await self._claims.close()
         await self._purse.close()
         await asyncio.gather(*(lane.close() for lane in self._lanes()))
 
@@ -175,6 +179,8 @@ class Router:
                     tier.kinds.get("ok", 0),
                     dict(tier.kinds),
                     tier.last_failure,
+                    tier.overrun,
+                    tier.margins.widest_milli,
                 )
                 for tier in self._tiers
             ),
@@ -186,54 +192,9 @@ class Router:
 
     async def run(self, request: Request) -> Result | Failure:
         """One request, door to door. Never raises but CancelledError."""
-        lane = self._coalescer
-        if not request.digest or lane is None or not lane.up:
+        if not request.digest or self._claims is None:
             return await self._answer(request)
-        return await self._lead(request, lane)
-
-    async def _lead(self, request: Request, lane: "Lane[Any, Any]") -> Result | Failure:
-        """Claim the request's key. Follow another's call, or make it and give the followers what it brought."""
-        claimed = await self._claim(request, lane)
-        if claimed is None:
-            return await self._answer(request)
-        if isinstance(claimed, Shared):
-            shared: Result | Failure = claimed.result
-            if isinstance(shared, Result):
-                return shared._replace(coalesced=True, cost=NOTHING, attempts=())
-            return shared._replace(cost=NOTHING)
-        done: Result | Failure | None = None
-        try:
-            done = await self._answer(request)
-            return done
-        finally:
-            self._end_lead(request.digest, claimed.generation, done)
-
-    async def _claim(self, request: Request, lane: "Lane[Any, Any]") -> Lead | Shared | None:
-        """Claim the request's key. None: the coalescer is lost, and coalescing saves money but must never stop work.
-
-        A claim is not cancelled with its request: the lead could be on its way here, and nobody else would ever get it.
-        It is taken when it comes, and abandoned.
-        """
-        lease_s = request.deadline_s + LEAD_GRACE_S
-        claim: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-
-        def arrived(ending: object) -> None:
-            if not claim.done():
-                claim.set_result(ending)
-            elif isinstance(ending, Lead):
-                self._end_lead(request.digest, ending.generation, None)
-
-        try:
-            lane.post(Claim(request.digest, lease_s), arrived, lease_s)
-        except LaneClosed:
-            return None
-        try:
-            ending = await claim
-        except asyncio.CancelledError:
-            if claim.done() and not claim.cancelled() and isinstance(lead := claim.result(), Lead):
-                self._end_lead(request.digest, lead.generation, None)
-            raise
-        return ending if isinstance(ending, Lead | Shared) else None
+        return await self._claims.share(request, self._answer)
 
     async def _answer(self, request: Request) -> Result | Failure:
         """Ask until the answer satisfies the request's schema, within `STRUCTURED_RETRIES` and the same deadline."""
@@ -310,38 +271,61 @@ class Router:
         """Reserve, call, settle. Returns what came and what it cost; failures are noted in `past`."""
         state = tier.state
         account = Account(state.settings.name, request.job, request.key)
-        bound = tier.tariff.bound(request)
+        bound = tier.tariff.bound(request, tier.margins)
         refusal = self._request_limits(account).refuse(spent, bound)
         if refusal is not None:
-            return self._note(
-                tier, index, past, Failure("budget_exceeded", str(refusal.error()), own_fault=True)
-            ), NOTHING
+            # One that had spent before had bad luck: who asks the same may well have an answer at the first attempt.
+            last, own_fault = past.failure, spent == NOTHING
+            failure = Failure("budget_exceeded", str(refusal.error()), own_fault=own_fault)
+            self._note(tier, index, past, failure)
+            if last is not None:  # the row's line shows the last response that there was
+                past.failure = failure._replace(status=last.status, body=last.body)
+            return failure, NOTHING
         try:
             reserved = await self._purse.reserve(account, bound, past.deadline - time.monotonic())
         except BudgetExceeded as error:
-            if error.scope.startswith("tier:") and error.turns_in_s is not None:
-                state.exhausted_until = time.monotonic() + min(error.turns_in_s, 5.0)
+            # a halt ends when somebody ends it: look again as after a window that turns, not never
+            again_s = HALTED_LOOK_S if error.halted else error.turns_in_s
+            if error.scope.startswith("tier:") and again_s is not None:
+                state.exhausted_until = time.monotonic() + min(again_s, 5.0)
                 past.failure = Failure("all_tiers_exhausted", str(error))
                 if any(_might_serve(other, request, past) for other in self._states[request.start_tier :]):
                     return None, NOTHING
-            return Failure("budget_exceeded", str(error), retry_after_s=error.turns_in_s, resumable=True), NOTHING
+            return Failure("budget_exceeded", str(error), retry_after_s=again_s, resumable=True), NOTHING
         except TimeoutError:
             return None, NOTHING  # the plan sees the deadline
         done: Answer | Failure | Refusal | None = None
-        cost = NOTHING
+        margins, cost = tier.margins, NOTHING
+
+        def withdrawn() -> None:
+            nonlocal done
+            done = WITHDRAWN
+
         try:
-            done = await self._call(request, tier, index, past)
+            done = await self._call(request, tier, index, past, withdrawn)
+            margins = tier.margins
         finally:
-            cost = self._settle(tier, reserved, done)
+            cost = self._settle(tier, request, reserved, done)
+        if isinstance(done, Refusal):
+            return done, cost
         if isinstance(done, Failure):
             self._note(tier, index, past, done)
-        elif isinstance(done, Answer):
+        else:
             kinds = tier.kinds
             kinds["ok"] = kinds.get("ok", 0) + 1
             past.attempts.append(Attempt(state.settings.name, index, "ok", done.status, done.duration_s))
+        unmetered_tokens = cost.tokens if isinstance(done, Answer) and done.usage is None else 0
+        overrun_tokens = max(0, cost.tokens - reserved.amount.tokens)
+        margin_milli = 0 if tier.margins is margins else tier.margins.widest_milli
+        if unmetered_tokens or overrun_tokens or margin_milli:
+            past.attempts[-1] = past.attempts[-1]._replace(
+                unmetered_tokens=unmetered_tokens, overrun_tokens=overrun_tokens, margin_milli=margin_milli
+            )
         return done, cost
 
-    async def _call(self, request: Request, tier: _Tier, index: int, past: Past) -> Answer | Failure | Refusal:
+    async def _call(
+        self, request: Request, tier: _Tier, index: int, past: Past, on_withdrawn: Callable[[], None]
+    ) -> Answer | Failure | Refusal:
         actor = tier.state.actors[index]
         now = time.monotonic()
         left_s = max(0.05, past.deadline - now)
@@ -355,12 +339,15 @@ class Router:
             min(settings.timeout_s, left_s),
             INTERACTIVE_QUEUE_S if request.interactive else left_s,
             left_s if waits else RATE_PATIENCE_S,
-            len(body) // 4 + (request.max_tokens or settings.max_output_tokens) * request.choices,
+            tier.tariff.tokens(request).prompt_tokens // 4
+            + (request.max_tokens or settings.max_output_tokens) * request.choices,
         )
         actor.outstanding += 1
         tier.retries.deposit(now)
         try:
-            done: Answer | Failure | Refusal = await tier.lanes[index].call(call, left_s + settings.timeout_s)
+            done: Answer | Failure | Refusal = await tier.lanes[index].call(
+                call, left_s + settings.timeout_s, on_withdrawn
+            )
         except (ActorLost, LaneTimeout) as error:
             return Failure("lost", str(error), billed="unknown" if error.sent else "no")
         except LaneClosed as error:
@@ -375,46 +362,23 @@ class Router:
             actor.cooling_until = max(actor.cooling_until, time.monotonic() + min(done.retry_in_s, 1.0))
         return done
 
-    def _settle(self, tier: _Tier, reserved: Reserved, done: Answer | Failure | Refusal | None) -> Amount:
-        """Charge what the attempt cost; what nobody can tell is charged whole."""
+    def _settle(
+        self, tier: _Tier, request: Request, reserved: Reserved, done: Answer | Failure | Refusal | None
+    ) -> Amount:
+        """Charge what the attempt cost; what nobody can tell is charged whole. A bound that was passed widens the next."""
         usage = None if done is None or isinstance(done, Refusal) else done.usage
         if isinstance(done, Refusal) or (isinstance(done, Failure) and done.billed == "no"):
             spent = unknown = NOTHING
         elif usage is not None:
             spent, unknown = tier.tariff.cost(usage), NOTHING
+            tier.margins = tier.margins.widened(tier.tariff.tokens(request), usage)
+            over = spent.minus(reserved.amount)
+            if over.tokens > 0 or over.usd_micros > 0:
+                tier.overrun = tier.overrun.plus(Amount(max(0, over.tokens), max(0, over.usd_micros)))
         else:
             spent, unknown = NOTHING, reserved.amount
         self._purse.settle(reserved, spent, unknown)
         return spent if unknown is NOTHING else unknown
-
-    # ------------------------------------------------------------------ the end of a lead
-
-    def _end_lead(self, key: bytes, generation: int, done: Result | Failure | None) -> None:
-        """Tell the coalescer how a lead ended, without waiting for it."""
-        if isinstance(done, Result) or (isinstance(done, Failure) and done.own_fault):
-            self._finished.append((key, generation, done))
-            if len(self._finished) == 1:
-                asyncio.get_running_loop().call_later(FINISH_S, self._finish)
-        else:
-            self._tell_coalescer(Abandon(key, generation), _ignore)
-
-    def _finish(self) -> None:
-        """Tell it of all that have finished lately; those that somebody follows are published."""
-        finished, self._finished = self._finished, []
-
-        def publish(wanted: object) -> None:
-            for at in wanted if isinstance(wanted, list) else ():
-                key, generation, done = finished[at]
-                size = len(done.body) + 500
-                self._tell_coalescer(Publish(key, generation, done, size, isinstance(done, Result)), _ignore)
-
-        self._tell_coalescer(Finish(tuple((key, generation) for key, generation, _ in finished)), publish)
-
-    def _tell_coalescer(self, item: object, on_done: Callable[[object], None]) -> None:
-        lane = self._coalescer
-        if lane is not None and lane.up:  # else it is lost, and its leads with it
-            with contextlib.suppress(LaneClosed):
-                lane.post(item, on_done, LEAD_GRACE_S)
 
     # ------------------------------------------------------------------ small things
 
@@ -438,8 +402,8 @@ class Router:
 
     def _lanes(self) -> "list[Lane[Any, Any]]":
         lanes: list[Lane[Any, Any]] = [lane for tier in self._tiers for lane in tier.lanes]
-        if self._coalescer is not None:
-            lanes.append(self._coalescer)
+        if self._claims is not None:
+            lanes.append(self._claims.lane)
         return lanes
 
 
@@ -457,10 +421,6 @@ def _might_serve(tier: TierState, request: Request, past: Past) -> bool:
     )
 
 
-def _ignore(done: object) -> None:
-    pass
-
-
 def _failed(step: GiveUp, past: Past, spent: Amount) -> Failure:
     last = past.failure
     same = last is not None and last.kind == step.kind
@@ -474,13 +434,3 @@ def _failed(step: GiveUp, past: Past, spent: Amount) -> Failure:
         cost=spent,
         own_fault=same and last is not None and last.own_fault,
     )
-
-
-def _weigh_claim(item: object) -> int:
-    match item:
-        case Publish():
-            return 150 + len(item.result.body)
-        case Finish():
-            return 100 + 50 * len(item.leads)
-        case _:
-            return 150

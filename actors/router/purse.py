@@ -1,8 +1,9 @@
 """The router's purse: reservations at once from what the budget actor has granted, and the exchange that refills it.
 
 The rules are LeaseBook's; here are the waiting and the calls. Most reservations are one dictionary look-up. The budget
-actor is asked at most 50 times a second, whatever the rate of rows; while it is away, what was granted is spent on, and
-whoever finds nothing left waits until it is back.
+actor is asked at most 50 times a second by all routers together, whatever the rate of rows: the book knows how long to
+wait, and has nothing to say before. While the actor is away, what was granted is spent on, and whoever finds nothing left
+waits until it is back.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ __all__ = ["Purse"]
 
 TICK_S = 0.25
 GAP_S = 0.025
+"""How often the book is looked at while somebody waits; that is no call."""
 CALL_TIMEOUT_S = 3.0
 """Well below the lease: a hung call must not cost all of it. A lost exchange does no harm."""
 CLOSE_TIMEOUT_S = 5.0

@@ -20,17 +20,26 @@ def reported_usage(reply: Any) -> Usage | None:
     usage = reply.get("usage") if isinstance(reply, dict) else None
     if not isinstance(usage, dict):
         return None
-    names = ("input_tokens", "output_tokens") if "input_tokens" in usage else ("prompt_tokens", "completion_tokens")
+    names = ("prompt_tokens", "completion_tokens") if "prompt_tokens" in usage else ("input_tokens", "output_tokens")
     prompt = _count(usage.get(names[0]))
-    # Embeddings have no completion.
-    completion = _count(usage.get(names[1], 0))
+    total = _count(usage.get("total_tokens"))
+    # Embeddings have no completion; whoever has one and does not count it must at least give the total.
+    uncounted = 0 if total is not None or "data" in reply else None
+    completion = _count(usage.get(names[1], uncounted))
     if prompt is None or completion is None:
         return None
+    cached = _detail(usage, ("prompt_tokens_details", "input_tokens_details"), "cached_tokens")
+    if not cached:
+        cached = _count(usage.get("prompt_cache_hit_tokens")) or 0  # DeepSeek
+    if names[0] == "input_tokens" and "input_tokens_details" not in usage:
+        # Anthropic counts what it reads from and writes to its cache beside the input, not in it.
+        cached = _count(usage.get("cache_read_input_tokens")) or 0
+        prompt += cached + (_count(usage.get("cache_creation_input_tokens")) or 0)
     # Gemini and xAI leave reasoning out of the completion and count it, and bill it, in the total.
-    total = _count(usage.get("total_tokens", 0))
     if total is not None:
         completion = max(completion, total - prompt)
-    cached = _detail(usage, ("prompt_tokens_details", "input_tokens_details"), "cached_tokens")
+    if not prompt and not completion:
+        return None  # every call has a prompt: this endpoint does not count
     reasoning = _detail(usage, ("completion_tokens_details", "output_tokens_details"), "reasoning_tokens")
     # A part that is larger than its whole is nonsense; without it the price errs on the dear side.
     return Usage(prompt, completion, cached if cached <= prompt else 0, reasoning if reasoning <= completion else 0)

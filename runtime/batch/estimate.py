@@ -19,6 +19,7 @@ from actors.budget.ledger import request_limits, window_limits
 from actors.errors import InputError
 from actors.messages import Account, Amount, Request, Usage
 from actors.router.cost import Tariff
+from actors.router.measure import TEMPLATE_TOKENS
 from actors.settings import Price, TierSettings
 from runtime.batch.digests import DigestTable, digest_of
 from runtime.batch.reader import InputSet, RawRow, Row, RowError, parse_row
@@ -32,6 +33,8 @@ SHOWN_ERRORS = 10
 BYTES_PER_TOKEN = 4
 ANSWER_SHARE = 0.5
 """How much of what an answer may have is taken as likely."""
+IMAGE_SHARE = 0.5
+"""And of what an image may have: a square one of 1,024 pixels has about half of that at OpenAI's models."""
 NOTHING = Amount()
 
 
@@ -46,6 +49,13 @@ class TierEstimate(NamedTuple):
     most_completion_tokens: int = 0
     likely: Amount = NOTHING
     most: Amount = NOTHING
+    images: int = 0
+    image_tokens: int = 0
+    """The most that one of them is taken to have."""
+    opaque: int = 0
+    """Calls with content whose size is not known here."""
+    context_tokens: int = 0
+    """What each of those is taken to read at most."""
 
 
 class BudgetCheck(NamedTuple):
@@ -97,17 +107,20 @@ class _Sums:
 
     def __init__(self, tier: TierSettings, price: Price, too_dear: Callable[[Amount], bool]) -> None:
         self.tier = tier
-        self.tariff = Tariff(price, tier.max_output_tokens)
+        self.tariff = Tariff(price, tier)
         self.too_dear = too_dear
-        self.calls = self.likely_prompt = self.most_prompt = self.most_completion = 0
+        self.calls = self.likely_prompt = self.most_prompt = self.most_completion = self.images = self.opaque = 0
         self.likely = self.most = NOTHING
 
     def add(self, request: Request, bound: Amount) -> None:
         self.calls += 1
-        completion = bound.tokens - request.prompt_bound_tokens
-        prompt = -(-len(request.body) // BYTES_PER_TOKEN)
+        most_prompt, completion = self.tariff.tokens(request)
+        text_bytes = request.prompt_bound_tokens - TEMPLATE_TOKENS  # an image that stands in the body is no text
+        prompt = -(-text_bytes // BYTES_PER_TOKEN) + round(self.tariff.of_images(request) * IMAGE_SHARE)
+        self.images += request.images + request.small_images
+        self.opaque += request.opaque
         self.likely_prompt += prompt
-        self.most_prompt += request.prompt_bound_tokens
+        self.most_prompt += most_prompt
         self.most_completion += completion
         self.likely = self.likely.plus(self.tariff.cost(Usage(prompt, round(completion * ANSWER_SHARE))))
         self.most = self.most.plus(bound)
@@ -122,6 +135,10 @@ class _Sums:
             self.most_completion,
             self.likely,
             self.most,
+            self.images,
+            self.tariff.image_tokens,
+            self.opaque,
+            self.tariff.context_tokens,
         )
 
 
@@ -348,7 +365,19 @@ def _how_sure(estimate: Estimate) -> Iterator[str]:
         f"Likely: a token every {BYTES_PER_TOKEN} bytes of a row's body, and answers half as long as they may get. "
         "English text is near that; other scripts, code and images can be far from it."
     )
-    yield "At most: a token every byte, and answers of full length. One call for each row uses no more."
+    yield (
+        "At most: a token every byte, and answers of full length. One call for each row uses no more, as long as the "
+        "provider honours the limit on an answer's length and its price list."
+    )
+    for tier in estimate.tiers:
+        if tier.images:
+            images = "1 image" if tier.images == 1 else f"{tier.images:,} images"
+            yield f"{images} at {tier.name}: at most {tier.image_tokens:,} tokens each, likely half of it."
+        if tier.opaque:
+            yield (
+                f"{rows(tier.opaque)} at {tier.name} with files, audio, stored content or tools of the provider's: "
+                f"at most a whole window of {tier.context_tokens:,} tokens each; in what is likely they are not counted."
+            )
     yield "Not in it: calls that fail and are repeated or go to another tier, and earlier runs of this job."
     if estimate.budgets:
         yield "What the budgets' present hour and day have spent already is not looked up."

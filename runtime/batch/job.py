@@ -6,18 +6,20 @@ made: it raises ConfigError, which the command line turns into exit 2.
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
-from actors.errors import ConfigError, InputError
+from actors.budget.anomaly import Anomaly, in_words
+from actors.budget.ledger import Snapshot
+from actors.budget.store import open_store
+from actors.errors import ConfigError, InputError, RaycadeError
 from runtime.batch.estimate import estimate, print_estimate
 from runtime.batch.journal import Journal
 from runtime.batch.progress import Progress
@@ -41,6 +43,7 @@ __all__ = [
     "run_job",
 ]
 
+ANOMALIES_EVERY_S = 5.0
 EXIT_OK, EXIT_OTHER, EXIT_USAGE, EXIT_ROWS_FAILED, EXIT_BUDGET, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
@@ -110,10 +113,8 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
     fingerprint = inputs.fingerprint()
     identity = f"{digest(config)[:16]}-{prompt_digest[:16]}-{_schema_digest(schema)}-{quality}"
     # The ledger first: a job that is refused must not have removed anything for --fresh.
-    with (
-        _sole_user(config.state_dir),
-        Journal.open(options.output, errors, fingerprint, identity, options.fresh) as journal,
-    ):
+    _check_ledger(config, options.address or environ.get("RAY_ADDRESS"))
+    with Journal.open(options.output, errors, fingerprint, identity, options.fresh) as journal:
         for name in journal.removed:
             print(f"removed {name} (--fresh)", file=sys.stderr)
         writer = OutputWriter(options.output, errors, journal)
@@ -164,12 +165,15 @@ async def _run(
         if not quiet:
             print(f"ready after {time.monotonic() - started:.1f} s", file=sys.stderr)
         started = time.monotonic()
-        shown = asyncio.create_task(progress.run())
+        anomalies = _AnomalyWatch(cluster.budget, progress.event)
+        shown = [asyncio.create_task(progress.run()), asyncio.create_task(anomalies.run())]
         try:
             ending = await run.run()
         finally:
-            shown.cancel()
-            await asyncio.gather(shown, return_exceptions=True)
+            for task in shown:
+                task.cancel()
+            await asyncio.gather(*shown, return_exceptions=True)
+        await anomalies.look()  # a job that was stopped by one has ended within the moment
         duration_s = time.monotonic() - started
     finally:
         await cluster.close()
@@ -178,28 +182,35 @@ async def _run(
     return _exit_code(ending, journal)
 
 
-@contextlib.contextmanager
-def _sole_user(state_dir: str) -> Iterator[None]:
-    """Keep others out of the ledger: a second budget actor on one store would fence the first, whose job would starve."""
-    path = os.path.join(state_dir, "lock")
-    try:
-        os.makedirs(state_dir, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"cannot be used: {error.strerror}", file=state_dir, key="state_dir") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise ConfigError(
-            "another job is using it now; wait for that one, or give this one a state_dir (and so a budget) of its own",
-            file=state_dir,
-            key="state_dir",
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(lock)
+class _AnomalyWatch:
+    """Tells what the budget actor has found, since the logs of its process are seen by nobody."""
+
+    def __init__(self, budget: Callable[[], Awaitable[Snapshot]], tell: Callable[[str], None]) -> None:
+        self._budget = budget
+        self._tell = tell
+        self._told: set[Anomaly] = set()
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(ANOMALIES_EVERY_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Never raises: what troubles the budget actor is told by the routers."""
+        with contextlib.suppress(RaycadeError):
+            for anomaly in (await self._budget()).anomalies:
+                if anomaly not in self._told:
+                    self._told.add(anomaly)
+                    self._tell(in_words(anomaly))
+
+
+def _check_ledger(config: Config, address: str | None) -> None:
+    """Open the ledger's store once, so that what is wrong with it is told before Ray starts.
+
+    On another machine's Ray the store is that machine's matter, and is found out there.
+    """
+    if address in (None, "", "local"):
+        open_store(config.ledger_place).close()
 
 
 def _exit_code(ending: Ending, journal: Journal) -> int:

@@ -8,14 +8,13 @@ import orjson
 from actors.coalescer.key import digest
 from actors.errors import ConfigError, InputError
 from actors.messages import Request
-from actors.router.cost import prompt_bound_tokens
+from actors.router.measure import LIMIT_FIELDS, measure
 from actors.router.structured import with_schema
 from actors.settings import QUALITIES, TierSettings
 from runtime.batch.reader import Row, RowError
 
 __all__ = ["Encoder", "Rendered"]
 
-MAX_TOKENS_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 CASCADE = "auto"
 
 
@@ -78,28 +77,34 @@ class Encoder:
             names = ", ".join(self._starts)
             raise _refuse(row, "unknown_model", "body.model", f"expected one of {names}; found {source['model']!r:.80}")
         body = {name: value for name, value in source.items() if name not in ("model", "stream", "stream_options")}
+        for name in LIMIT_FIELDS.get(row.path, ()):
+            if name in body and body[name] is None:
+                del body[name]  # it would stand behind the tier's own limit, and lift it
         try:
             encoded = orjson.dumps(body)
             if schema and row.path == "/chat/completions":
                 encoded = with_schema(encoded, schema, native=True)
         except (TypeError, ValueError) as error:  # what JSON can say and orjson cannot: a lone surrogate, say
             raise _refuse(row, "invalid_body", "body", f"cannot be encoded: {error}") from None
+        measured = measure(row.path, body, encoded)
         return Request(
             id=row.custom_id,
             path=row.path,
             body=encoded,
             digest=self._digest(row.path, body, start, min_quality, prompt, schema),
-            prompt_bound_tokens=prompt_bound_tokens(encoded),
-            max_tokens=next((body[name] for name in MAX_TOKENS_FIELDS if body.get(name)), None),
-            choices=max(body.get("n") or 1, body.get("best_of") or 1)
-            if isinstance(body.get("best_of") or 1, int)
-            else 1,
+            prompt_bound_tokens=measured.prompt_bound_tokens,
+            max_tokens=measured.max_tokens,
+            choices=measured.choices,
             start_tier=start,
             min_quality=min_quality,
             deadline_s=self._deadline_s,
             job=self._job,
             prompt=prompt,
             schema=schema,
+            images=measured.images,
+            small_images=measured.small_images,
+            opaque=measured.opaque,
+            predicted_tokens=measured.predicted_tokens,
         )
 
     def _digest(

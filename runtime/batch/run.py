@@ -279,6 +279,8 @@ class BatchRun:
         else:
             self.tally.result(result, self._encoder.first_tier(request))
             extra = {"tier": result.tier, "attempts": len(result.attempts), "cost_usd": result.cost.usd_micros / 1e6}
+            if not result.metered:
+                extra["usage"] = "unknown"
         self._line(row, request, result, extra)
 
     def _line(self, row: Row, request: Request, result: Result, extra: dict[str, Any]) -> None:
@@ -346,6 +348,7 @@ class BatchRun:
 
     def _put_off(self, row: Row, request: Request, failure: Failure) -> None:
         """A budget has nothing left for the row: wait for its window to turn, or stop the job with the row undone."""
+        self.tally.spent_in_vain(failure)
         if self._wait_for_budget and failure.retry_after_s is not None and not self._ending.stop:
             self._on_event(failure.message)
             pause_s = min(failure.retry_after_s + 0.5, BUDGET_LOOK_S)

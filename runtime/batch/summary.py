@@ -158,6 +158,7 @@ def summary_dict(
         },
         "cost_usd": tally.cost_usd_micros / 1e6,
         "coalesced": {"rows": tally.coalesced, "saved_tokens": tally.saved_tokens},
+        "without_usage": {"answers": tally.unmetered, "booked_tokens": tally.unmetered_tokens},
         "asked_again": tally.asked_again,
         "sent_again": tally.redone,
         "fell_back": {"rows": sum(tally.fell_back.values()), "from": dict(tally.fell_back.most_common())},
@@ -181,6 +182,8 @@ def _tier_dict(name: str, model: str, run: BatchRun) -> dict[str, Any]:
         "tokens": tally.tier_tokens[name],
         "cost_usd": tally.tier_cost_usd_micros[name] / 1e6,
         "breaker_opened": tally.opened[name],
+        "overrun_tokens": tally.overrun_tokens[name],
+        "margin": max(1000, tally.margins_milli[name]) / 1000,
     }
 
 
@@ -281,6 +284,19 @@ def _sentences(told: Mapping[str, Any], wide: bool) -> Iterator[str]:
             )
     if told["sent_again"]:
         yield f"{rows(told['sent_again'])} had to be sent again because the actor that held them died."
+    without = told["without_usage"]
+    if without["answers"]:
+        each, came = ("it was", "answer") if without["answers"] == 1 else ("each was", "answers")
+        yield (
+            f"{without['answers']:,} {came} came without usage; {each} booked at its reservation "
+            f"({without['booked_tokens']:,} tokens in all)."
+        )
+    for tier in told["tiers"]:
+        margin = f"(margin of {tier['name']} is now {tier['margin']:.2g})"
+        if tier["overrun_tokens"]:
+            yield f"{tier['overrun_tokens']:,} tokens above reservations, charged all the same {margin}."
+        elif tier["margin"] > 1:
+            yield f"{tier['name']} passed the bound of a prompt or an answer, though no reservation {margin}."
     tokens = told["tokens"]
     yield (
         f"It cost {dollars(round(told['cost_usd'] * 1e6))} for {tokens['total']:,} tokens "

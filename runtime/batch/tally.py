@@ -1,8 +1,9 @@
 """What a run has done so far: counted from the rows' own results, for the progress line, the summary and the report."""
 
 from collections import Counter
+from collections.abc import Iterable
 
-from actors.messages import Failure, Result
+from actors.messages import Attempt, Failure, Result
 from actors.router.flow import RouterNote
 
 __all__ = ["Tally"]
@@ -34,6 +35,14 @@ class Tally:
         """Failed rows by error code."""
         self.redone = 0
         """Rows that were sent again because an actor died with them."""
+        self.unmetered = 0
+        """Answers that came without usage."""
+        self.unmetered_tokens = 0
+        """What was booked for them: their reservations."""
+        self.overrun_tokens: Counter[str] = Counter()
+        """Usage above its reservations, by tier."""
+        self.margins_milli: Counter[str] = Counter()
+        """The widest margin that an attempt has brought about, by tier, in thousandths."""
         self.notes: dict[str, RouterNote] = {}
         """The last note of each router."""
         self.opened: Counter[str] = Counter()
@@ -56,10 +65,8 @@ class Tally:
         self.tier_cost_usd_micros[result.tier] += result.cost.usd_micros
         if result.tier != first:
             self.fell_back[first] += 1
-        attempts = result.attempts
-        for attempt in attempts:
-            self.attempts[attempt.tier, attempt.kind] += 1
-        if len(attempts) > 1:
+        self._attempts(result.attempts)
+        if len(result.attempts) > 1:
             self.asked_again += 1
 
     def shared(self, tokens: int) -> None:
@@ -72,9 +79,22 @@ class Tally:
         self.failed += 1
         self.codes[code] += 1
         if failure is not None:
-            self.cost_usd_micros += failure.cost.usd_micros
-            for attempt in failure.attempts:
-                self.attempts[attempt.tier, attempt.kind] += 1
+            self.spent_in_vain(failure)
+
+    def spent_in_vain(self, failure: Failure) -> None:
+        """Count what a request cost that has no answer: one that failed, or one that a budget put off half-way."""
+        self.cost_usd_micros += failure.cost.usd_micros
+        self._attempts(failure.attempts)
+
+    def _attempts(self, attempts: Iterable[Attempt]) -> None:
+        for attempt in attempts:
+            self.attempts[attempt.tier, attempt.kind] += 1
+            if attempt.unmetered_tokens:
+                self.unmetered += 1
+                self.unmetered_tokens += attempt.unmetered_tokens
+            if attempt.overrun_tokens or attempt.margin_milli:
+                self.overrun_tokens[attempt.tier] += attempt.overrun_tokens
+                self.margins_milli[attempt.tier] = max(self.margins_milli[attempt.tier], attempt.margin_milli)
 
     def note(self, router: str, note: RouterNote) -> None:
         """Take in a router's note. An actor that restarted counts from zero again; what it opened before stays counted.

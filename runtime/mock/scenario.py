@@ -148,6 +148,12 @@ class Conduct(Part):
     """The JSON content; absent: made to satisfy the request's own schema. `{echo}` in it becomes the echo."""
     dress: tuple[Dress, ...] = ()
     """How JSON content is presented, cycled by request number; absent: plain."""
+    usage: Literal["told", "absent"] = "told"
+    """absent: answers do not tell their usage. What they used is metered all the same."""
+    usage_factor: Rate = 1.0
+    """So many times its tokens is what an answer is metered at, and what it tells."""
+    cached: Fraction = 0.0
+    """The share of a prompt's tokens that is told to come from the cache."""
     replies: tuple[JsonValue, ...] = ()
     """Contents, cycled by request number, instead of the echo; `{echo}` in them becomes the echo."""
 

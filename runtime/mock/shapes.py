@@ -16,6 +16,7 @@ import orjson
 from runtime.mock.ask import Ask
 from runtime.mock.behaviour import Behaviour
 from runtime.mock.content import Content, make_content
+from runtime.mock.scenario import Conduct
 
 __all__ = [
     "Made",
@@ -24,12 +25,13 @@ __all__ = [
     "contents",
     "embeddings_body",
     "error_body",
+    "metered",
     "models_body",
     "responses_body",
 ]
 
-USAGE = (
-    b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":0},'
+_USAGE = (
+    b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":%d},'
     b'"completion_tokens_details":{"reasoning_tokens":0}}'
 )
 _CHAT = b'{"id":"chatcmpl-%b","object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b}'
@@ -64,6 +66,15 @@ def finish_reason(cut: bool, truncated: bool) -> bytes:
     return b"null" if truncated else b'"length"' if cut else b'"stop"'
 
 
+def metered(conduct: Conduct, prompt: int, completion: int) -> tuple[bytes, int, int]:
+    """The usage that an answer tells, and the tokens that it is metered at."""
+    if conduct.usage_factor != 1.0:
+        prompt, completion = (math.ceil(count * conduct.usage_factor) for count in (prompt, completion))
+    if conduct.usage == "absent":
+        return b"null", prompt, completion
+    return _USAGE % (prompt, completion, prompt + completion, int(prompt * conduct.cached)), prompt, completion
+
+
 def contents(ask: Ask, behaviour: Behaviour) -> list[Content]:
     return [make_content(ask, source, choice, behaviour) for source in ask.sources for choice in range(ask.choices)]
 
@@ -88,8 +99,7 @@ def _choices_body(whole: bytes, each: bytes, ask: Ask, behaviour: Behaviour, id_
             each % (index, orjson.dumps(content.text), finish_reason(content.cut, truncated))
             for index, content in enumerate(made)
         )
-    prompt = ask.prompt_tokens
-    usage = USAGE % (prompt, completion, prompt + completion)
+    usage, prompt, completion = metered(behaviour.conduct, ask.prompt_tokens, completion)
     return Made(whole % (id_, created, quoted(ask.model), choices, usage), prompt, completion)
 
 

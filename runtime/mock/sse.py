@@ -7,7 +7,7 @@ import orjson
 from runtime.mock.ask import Ask
 from runtime.mock.behaviour import Behaviour
 from runtime.mock.content import Content
-from runtime.mock.shapes import USAGE, contents, finish_reason, quoted
+from runtime.mock.shapes import contents, finish_reason, metered, quoted
 
 __all__ = ["Events", "chat_events", "completions_events"]
 
@@ -54,12 +54,12 @@ def _events(
     tokens = [
         event(delta % (index, orjson.dumps(piece))) for index, content in enumerate(made) for piece in _pieces(content)
     ]
-    prompt, completion = ask.prompt_tokens, sum(content.tokens for content in made)
+    usage, prompt, completion = metered(behaviour.conduct, ask.prompt_tokens, sum(content.tokens for content in made))
     if behaviour.outcome == "truncated":
         return Events(opening, tokens, b"", prompt, completion)
     closing = [event(stop % (index, finish_reason(content.cut, False))) for index, content in enumerate(made)]
     if ask.include_usage:
-        closing.append(event(b"", b',"usage":' + USAGE % (prompt, completion, prompt + completion)))
+        closing.append(event(b"", b',"usage":' + usage))
     return Events(opening, tokens, b"".join(closing) + _DONE, prompt, completion)
 
 

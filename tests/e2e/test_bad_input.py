@@ -1,6 +1,5 @@
 """Bad input: one clear line each, nothing else lost because of it, and no secret in anything that is written."""
 
-import fcntl
 import re
 import subprocess
 import threading
@@ -92,17 +91,15 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert "no/such" in refused(job)
 
 
-def test_a_second_job_on_the_same_ledger_is_refused(tmp_path: Path) -> None:
-    """Two jobs at once on one state_dir would take the ledger from each other: the second one is told so."""
+def test_a_state_dir_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    """The ledger is opened before Ray starts and before any call."""
     job = Job(tmp_path, [dict(OK)])
     job.rows([chat(0)])
-    job.state.mkdir()
-    with open(job.state / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        ended = job.run(timeout_s=30)
-    assert ended.returncode == 2, ended.stdout
-    assert "another job is using it now" in ended.stdout
-    assert job.lines() == []
+    job.state.write_text("")
+    ended = job.run(timeout_s=30)
+    assert ended.returncode == 1, ended.stdout
+    assert "state/ledger.sqlite3: the ledger's store cannot be opened" in ended.stdout
+    assert "starting Ray" not in ended.stdout
 
 
 def test_a_dry_run_counts_and_calls_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Budget rules under everything a cluster can do to them: lost, doubled, late messages; crashes; clocks; restarts."""
 
 import itertools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,9 +22,12 @@ LIMITS = {
 }
 ACCOUNTS = (Account("a", "j", ""), Account("b", "j", "k"), Account("c", "other", ""))
 WHO = st.integers(0, 2)
+WHERE = st.integers(0, 1)
 AMOUNTS = st.builds(Amount, st.integers(0, 400), st.integers(0, 400))
 LEASE_S = 10.0
 START = 1_700_000_000.0  # within an hour, not at its edge
+
+T = TypeVar("T")
 
 
 class RowStore:
@@ -31,8 +35,10 @@ class RowStore:
 
     def __init__(self) -> None:
         self.tables: dict[str, dict[tuple[Any, ...], Any]] = {"counters": {}, "holders": {}, "held": {}, "limits": {}}
+        self.version = 0
 
     def write(self, rows: Rows) -> None:
+        self.version += 1
         gone = {(row.holder, row.incarnation) for row in rows.holders if row.closed_at is not None} | set(
             rows.forgotten
         )
@@ -47,16 +53,46 @@ class RowStore:
         return Rows(*(tuple(table.values()) for table in self.tables.values()))
 
 
+class Actor:
+    """A budget actor beside others on one store: what it commits, it commits on the newest version (actors/budget/actor.py)."""
+
+    def __init__(self, store: RowStore) -> None:
+        self.store = store
+        self.clock_error_s = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        self.ledger = Ledger.load(self.store.load(), LIMITS, LEASE_S)
+        self.version = self.store.version
+
+    def load(self) -> None:
+        self.ledger = Ledger.load(self.store.load(), LIMITS, LEASE_S, carry=self.ledger)
+        self.version = self.store.version
+
+    def committed(self, act: Callable[[Ledger], T]) -> T:
+        for _ in range(2):
+            result = act(self.ledger)
+            self.ledger.check()
+            rows = self.ledger.changes()
+            if self.version == self.store.version:
+                if any(rows):
+                    self.store.write(rows)
+                    self.version = self.store.version
+                return result
+            self.load()
+        raise AssertionError("nobody else writes meanwhile")
+
+
 class Cluster(RuleBasedStateMachine):
-    """Three books, one ledger, a network that does what it likes, and a record of what the endpoint could have served."""
+    """Three books, two budget actors on one store, a network that does what it likes, and a record of what the endpoint
+    could have served."""
 
     @initialize()
     def start(self) -> None:
         self.names = itertools.count()
         self.store = RowStore()
-        self.ledger = Ledger(LIMITS, LEASE_S)
+        self.actors = [Actor(self.store), Actor(self.store)]
         self.monotonic = 0.0
-        self.clock_error_s = 0.0
         self.latest = START
         self.stepped = False
         self.books = [self.new_book(f"router-{number}") for number in range(3)]
@@ -72,13 +108,13 @@ class Cluster(RuleBasedStateMachine):
     def new_book(self, holder: str) -> LeaseBook:
         return LeaseBook(holder, lambda: f"incarnation-{next(self.names)}")
 
-    @property
-    def wall(self) -> float:
-        return START + self.monotonic - self.clock_error_s
+    def wall(self, actor: Actor) -> float:
+        return START + self.monotonic - actor.clock_error_s
 
-    def commit(self) -> None:
-        self.store.write(self.ledger.changes())
-        self.latest = max(self.latest, self.wall)
+    def committed(self, actor: Actor, act: Callable[[Ledger, float], T]) -> T:
+        now = self.wall(actor)
+        self.latest = max(self.latest, now)
+        return actor.committed(lambda ledger: act(ledger, now))
 
     def serve(self, taken: Reserved, periods: list[tuple[str, int]], amount: Amount) -> None:
         """Count what the endpoint may serve, in the hour and day in which it was sent: as seen by the ledger, and as it truly is."""
@@ -90,8 +126,8 @@ class Cluster(RuleBasedStateMachine):
 
     # -- routers ---------------------------------------------------------------------------------------------------
 
-    @rule(who=WHO, account=st.sampled_from(ACCOUNTS), amount=AMOUNTS, patient=st.booleans())
-    def reserve(self, who: int, account: Account, amount: Amount, patient: bool) -> None:
+    @rule(who=WHO, account=st.sampled_from(ACCOUNTS), amount=AMOUNTS, patient=st.booleans(), where=WHERE)
+    def reserve(self, who: int, account: Account, amount: Amount, patient: bool, where: int) -> None:
         """An attempt begins; a patient one waits for one exchange and tries again."""
         book = self.books[who]
         outcome = book.reserve(account, amount, self.monotonic)
@@ -99,7 +135,7 @@ class Cluster(RuleBasedStateMachine):
             book.wait_for(account, amount)
             if patient:
                 self.monotonic += 0.1
-                self.exchange(book)
+                self.exchange(book, self.actors[where])
                 outcome = book.reserve(account, amount, self.monotonic)
                 book.stop_waiting(account, amount)
             else:
@@ -110,7 +146,9 @@ class Cluster(RuleBasedStateMachine):
             self.begin(book, outcome)
 
     def begin(self, book: LeaseBook, taken: Reserved) -> None:
-        views = {"seen": self.latest} if self.stepped else {"seen": self.latest, "true": self.wall}
+        views = {"seen": self.latest}
+        if not self.stepped:
+            views["true"] = self.wall(self.actors[0])
         periods = [
             (f"{view} {window}", int(now // length_s) if length_s else 0)
             for view, now in views.items()
@@ -147,18 +185,17 @@ class Cluster(RuleBasedStateMachine):
         book.settle(taken, Amount(10**9, 10**9))
         self.booked = self.booked.plus(used)
 
-    @rule(who=WHO)
-    def talk(self, who: int) -> None:
+    @rule(who=WHO, where=WHERE)
+    def talk(self, who: int, where: int) -> None:
         """An exchange as it nearly always goes."""
-        self.exchange(self.books[who])
+        self.exchange(self.books[who], self.actors[where])
 
-    def exchange(self, book: LeaseBook, *, closing: bool = False) -> bool:
+    def exchange(self, book: LeaseBook, actor: Actor, *, closing: bool = False) -> bool:
         message = book.draw_up(self.monotonic, closing=closing)
         if message is None:
             return False
-        answer = self.ledger.exchange(message, self.wall)
+        answer = self.committed(actor, lambda ledger, now: ledger.exchange(message, now))
         self.exact = self.exact and answer.valid
-        self.commit()
         book.apply(answer, self.monotonic, self.monotonic)
         return True
 
@@ -177,18 +214,27 @@ class Cluster(RuleBasedStateMachine):
             self.questions.append((book, message, self.monotonic))
 
     @precondition(lambda self: self.questions)
-    @rule(data=st.data(), again=st.booleans(), committed=st.sampled_from([True] * 5 + [False]))
-    def ask(self, data: st.DataObject, again: bool, committed: bool) -> None:
+    @rule(
+        data=st.data(),
+        again=st.booleans(),
+        where=WHERE,
+        fate=st.sampled_from(["committed"] * 5 + ["not committed", "committed, but nobody knows"]),
+    )
+    def ask(self, data: st.DataObject, again: bool, where: int, fate: str) -> None:
+        actor = self.actors[where]
         index = data.draw(st.integers(0, len(self.questions) - 1))
         book, message, sent_at = self.questions[index] if again else self.questions.pop(index)
-        answer = self.ledger.exchange(message, self.wall)
+        if fate == "not committed":
+            actor.ledger.exchange(message, self.wall(actor))
+            actor.load()
+            return
+        if fate == "committed, but nobody knows":
+            answer = self.committed(actor, lambda ledger, now: ledger.exchange(message, now))
+            self.exact = self.exact and answer.valid
+            actor.load()
+        answer = self.committed(actor, lambda ledger, now: ledger.exchange(message, now))
         self.exact = self.exact and answer.valid
-        self.ledger.check()
-        if committed:
-            self.commit()
-            self.answers.append((book, answer, sent_at))
-        else:
-            self.ledger = Ledger.load(self.store.load(), LIMITS, LEASE_S)
+        self.answers.append((book, answer, sent_at))
 
     @precondition(lambda self: self.answers)
     @rule(data=st.data(), again=st.booleans())
@@ -205,25 +251,27 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(what=st.sampled_from(["tick", "lose", "crash", "restart", "limit", "hours", "step back"]), data=st.data())
     def disturb(self, what: str, data: st.DataObject) -> None:
+        actor = self.actors[data.draw(WHERE)]
         match what:
             case "tick":
-                self.ledger.expire(self.wall)
-                self.commit()
+                self.committed(actor, Ledger.expire)
             case "lose":
                 self.questions.clear()
                 self.answers.clear()
             case "crash":
                 self.crash(data.draw(WHO), data.draw(st.booleans()))
             case "restart":
-                self.restart_ledger()
+                self.restart(actor)
             case "limit":
                 self.set_limit(
-                    data.draw(st.sampled_from(sorted(LIMITS))), data.draw(st.sampled_from([50, 100, 100, 120, None]))
+                    actor,
+                    data.draw(st.sampled_from(sorted(LIMITS))),
+                    data.draw(st.sampled_from([50, 100, 100, 120, None])),
                 )
             case "hours":
                 self.monotonic += data.draw(st.sampled_from([1800.0, 4000.0, 90_000.0]))
             case "step back":
-                self.clock_error_s += data.draw(st.sampled_from([1.0, 30.0, 4000.0, 90_000.0]))
+                actor.clock_error_s += data.draw(st.sampled_from([1.0, 30.0, 4000.0, 90_000.0]))
                 self.stepped = True
 
     def crash(self, who: int, renamed: bool) -> None:
@@ -234,19 +282,17 @@ class Cluster(RuleBasedStateMachine):
         self.books[who] = self.new_book(f"router-{next(self.names)}" if renamed else book.holder)
         self.exact = False
 
-    def restart_ledger(self) -> None:
-        before = self.ledger.snapshot(self.wall)
-        self.commit()
-        self.ledger = Ledger.load(self.store.load(), LIMITS, LEASE_S)
-        after = {row[:3]: row for row in self.ledger.snapshot(self.wall).limits}
+    def restart(self, actor: Actor) -> None:
+        before = self.committed(actor, Ledger.snapshot)
+        actor.restart()
+        after = {row[:3]: row for row in self.committed(actor, Ledger.snapshot).limits}
         for row in before.limits:
             same = after.get(row[:3])
             assert row[3:8] == (same[3:8] if same else (None, 0, 0, 0, 0))
 
-    def set_limit(self, key: LimitKey, percent: int | None) -> None:
+    def set_limit(self, actor: Actor, key: LimitKey, percent: int | None) -> None:
         limit = None if percent is None else LIMITS[key] * percent // 100
-        self.ledger.set_limit(*key, limit, self.wall)
-        self.commit()
+        self.committed(actor, lambda ledger, now: ledger.set_limit(*key, limit, now))
         highest = self.highest[key]
         self.highest[key] = None if limit is None or highest is None else max(highest, limit)
 
@@ -254,8 +300,9 @@ class Cluster(RuleBasedStateMachine):
 
     @invariant()
     def books_add_up(self) -> None:
-        if hasattr(self, "ledger"):
-            self.ledger.check()
+        if hasattr(self, "actors"):
+            for actor in self.actors:
+                actor.ledger.check()
             for book in self.books:
                 book.check()
 
@@ -270,22 +317,21 @@ class Cluster(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """When all is settled and closed nothing stays reserved, and without crashes the ledger agrees with the endpoint."""
-        if not hasattr(self, "ledger"):
+        if not hasattr(self, "actors"):
             return
         for book, taken, _ in self.open:
             book.settle(taken, taken.amount)
             self.booked = self.booked.plus(taken.amount)
         for book in self.books:
-            for _ in range(8):
+            for number in range(8):
                 self.monotonic += 1.0
-                if not self.exchange(book, closing=True):
+                if not self.exchange(book, self.actors[number % 2], closing=True):
                     break
             else:
                 raise AssertionError("closing does not come to an end")
-        self.ledger.expire(self.wall)
+        self.committed(self.actors[0], Ledger.expire)
         self.monotonic += 2 * LEASE_S
-        snapshot = self.ledger.snapshot(self.wall)
-        self.ledger.check()
+        snapshot = self.committed(self.actors[0], Ledger.snapshot)
         assert snapshot.holders == 0
         assert all(row.reserved == 0 for row in snapshot.limits)
         if self.exact:

@@ -315,6 +315,26 @@ def test_transport_errors(raised: TransportError, billed: str) -> None:
         ({"prompt_tokens": "12", "completion_tokens": 5}, None),
         ({"prompt_tokens": 12, "completion_tokens": 10**15}, None),
         ({"prompt_tokens": 12, "completion_tokens": None}, None),
+        ({"prompt_tokens": 12}, None),  # an answer that is not counted is not free
+        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, None),  # an endpoint that does not count
+        ({**USAGE, "prompt_cache_hit_tokens": 8, "prompt_cache_miss_tokens": 4}, Usage(12, 5, 8)),  # DeepSeek
+        ({**USAGE, "prompt_cache_hit_tokens": 13}, Usage(12, 5)),
+        ({**USAGE, "prompt_tokens_details": {"cached_tokens": "8"}}, Usage(12, 5)),
+        ({**USAGE, "prompt_tokens_details": {"cached_tokens": True}}, Usage(12, 5)),
+        ({**USAGE, "completion_tokens_details": {"reasoning_tokens": 4.0}}, Usage(12, 5)),
+        (
+            {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 40, "cache_creation_input_tokens": 7},
+            Usage(50, 2, 40),  # Anthropic
+        ),
+        (
+            {
+                "input_tokens": 9,
+                "output_tokens": 5,
+                "total_tokens": 94,
+                "output_tokens_details": {"reasoning_tokens": 80},
+            },
+            Usage(9, 85, 0, 80),
+        ),
         ({}, None),
         (None, None),
         ([1], None),

@@ -1,105 +1,22 @@
-"""Coalescing: what makes two requests the same, the table's events, and the actor around it."""
+"""Coalescing: the table's events, and the actor around it."""
 
 import asyncio
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from actors import lane as lane_module
 from actors.coalescer import actor as actor_module
-from actors.coalescer.actor import Abandon, Claim, CoalescerActor, Finish, Publish
-from actors.coalescer.key import digest
-from actors.coalescer.table import Lead, Shared, Table
+from actors.coalescer.actor import Claim, CoalescerActor, Finish, Leave, Linger, Publish
+from actors.coalescer.runaway import Loops, Runaway
+from actors.coalescer.table import Lead, Shared, Table, Unwanted
+from actors.errors import LaneClosed
 from actors.lane import LEASE_S, Lane
 from actors.settings import CoalesceSettings
 from tests.simulated import LocalPeer, simulated
-
-# -- the key -------------------------------------------------------------------------------------------------------
-
-BODY: dict[str, Any] = {
-    "messages": [{"role": "user", "content": "hi"}],
-    "temperature": 0.2,
-    "logit_bias": {"1": 2, "3": {"a": 1, "b": 2}},
-    "response_format": {"type": "json_schema", "json_schema": {"properties": {"a": {}, "b": {}}}},
-}
-
-
-def key(body: dict[str, Any] | None = None, **changes: Any) -> bytes:
-    given: dict[str, Any] = {"path": "/chat/completions", "start_tier": 0, "min_quality": 0, **changes}
-    return digest(given.pop("path"), BODY if body is None else body, **given)
-
-
-def test_the_key_is_a_fixed_value() -> None:
-    """32 bytes that are the same in every process, whatever its hash seed."""
-    assert len(key()) == 32
-    assert key() == key(dict(BODY))
-
-
-@pytest.mark.parametrize(
-    "field", ["model", "stream", "stream_options", "user", "metadata", "store", "safety_identifier", "prompt_cache_key"]
-)
-def test_delivery_and_booking_fields_are_not_part_of_it(field: str) -> None:
-    """They change how an answer comes or is booked, not what it is."""
-    assert key({**BODY, field: "x"}) == key({**BODY, field: {"y": 1}}) == key()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"messages": [{"role": "user", "content": "Hi"}]},
-        {"messages": [{"role": "system", "content": "hi"}]},
-        {"temperature": 0.3},
-        {"seed": 1},
-        {"n": 2},
-        {"max_tokens": 5},
-        {"tools": [{"type": "function"}]},
-        {"text": {"format": "x"}},
-        {"response_format": None},
-        {"unknown_field": None},
-    ],
-    ids=str,
-)
-def test_what_changes_the_answer_is_part_of_it(change: dict[str, Any]) -> None:
-    """Anything that an endpoint may read makes another request, known to us or not."""
-    assert key({**BODY, **change}) != key()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"path": "/completions"},
-        {"start_tier": 1},
-        {"min_quality": 1},
-        {"tenant": "t"},
-        {"prompt": "p@1"},
-        {"schema": b"{}"},
-    ],
-    ids=str,
-)
-def test_where_it_goes_and_for_whom_is_part_of_it(change: dict[str, Any]) -> None:
-    """No tenant gets another's answer, no cheap answer stands for a good one."""
-    assert key(**change) != key()
-
-
-def test_the_order_of_keys_does_not_matter_at_any_depth() -> None:
-    """JSON objects have no order, and clients write them as they like."""
-    turned = {"logit_bias": {"3": {"b": 2, "a": 1}, "1": 2}, "temperature": 0.2, **BODY}
-    turned["messages"] = [{"content": "hi", "role": "user"}]
-    assert key(dict(reversed(turned.items()))) == key()
-
-
-def test_the_order_inside_a_response_format_does_matter() -> None:
-    """A model writes the properties in the order of the schema, so another order is another question."""
-    turned = {"json_schema": {"properties": {"b": {}, "a": {}}}, "type": "json_schema"}
-    assert key({**BODY, "response_format": turned}) != key()
-
-
-def test_the_order_of_messages_matters() -> None:
-    """Lists have an order."""
-    one, two = {"role": "user", "content": "1"}, {"role": "user", "content": "2"}
-    assert key({"messages": [one, two]}) != key({"messages": [two, one]})
-
 
 # -- the table -----------------------------------------------------------------------------------------------------
 
@@ -114,7 +31,7 @@ def table() -> Iterator["Table[str]"]:
     table.check()
 
 
-def lead(answer: Lead | Shared | None) -> int:
+def lead(answer: object) -> int:
     assert isinstance(answer, Lead)
     return answer.generation
 
@@ -155,36 +72,33 @@ def test_who_comes_between_finish_and_publish_gets_the_answer_too(table: "Table[
     assert [ticket for ticket, _ in table.publish(K, generation, "r", 10, 0)] == ["b", "c"]
 
 
-@pytest.mark.parametrize("end", ["abandon", "leave", "expire"])
+@pytest.mark.parametrize("end", ["leave", "expire"])
 def test_a_lead_that_is_lost_promotes_the_first_follower(table: "Table[str]", end: str) -> None:
     """However it is lost: the next in line makes the call, and the old lead's words count no more."""
     old = lead(table.claim(K, "a", 60, 0))
     table.claim(K, "b", 30, 0)
     table.claim(K, "c", 60, 0)
-    if end == "abandon":
-        told = table.abandon(K, old, 60)
-    elif end == "leave":
+    if end == "leave":
         told = table.leave("a", 60)
     else:
         assert table.expire(59.9) == []
         told = table.expire(60)
     ((ticket, answer),) = told
-    new = lead(answer)  # type: ignore[arg-type]
+    new = lead(answer)
     assert ticket == "b"
     assert new > old
     assert not table.finish(K, old)
-    assert table.publish(K, old, "stale", 10, 60) == table.abandon(K, old, 60) == []
+    assert table.publish(K, old, "stale", 10, 60) == table.leave("a", 60) == []
+    assert table.linger("a")
     assert table.expire(89.9) == []
     assert table.publish(K, new, "r", 10, 60) == [("c", Shared("r"))]
 
 
-@pytest.mark.parametrize("end", ["abandon", "leave", "expire"])
+@pytest.mark.parametrize("end", ["leave", "expire"])
 def test_a_lead_that_is_lost_with_nobody_behind_it_leaves_nothing(table: "Table[str]", end: str) -> None:
     """The table holds nothing of it."""
-    generation = lead(table.claim(K, "a", 60, 0))
-    told = {"abandon": lambda: table.abandon(K, generation, 0), "leave": lambda: table.leave("a", 0)}.get(
-        end, lambda: table.expire(60)
-    )()
+    lead(table.claim(K, "a", 60, 0))
+    told = table.leave("a", 0) if end == "leave" else table.expire(60)
     assert told == []
     assert len(table) == len(list(table.tickets())) == 0
 
@@ -205,6 +119,7 @@ def test_kept_results_answer_at_once_until_they_are_too_old() -> None:
     assert table.finish(K, generation), "somebody may want it later"
     table.publish(K, generation, "r", 10, 5)
     assert table.claim(K, "b", 60, 14.9) == Shared("r")
+    assert table.coalesced == 1
     lead(table.claim(K, "c", 60, 15))
     table.expire(15)
     table.check()
@@ -235,6 +150,92 @@ def test_kept_results_are_bounded_by_bytes() -> None:
     table.check()
 
 
+def test_a_lead_without_a_caller_goes_on_while_others_wait(table: "Table[str]") -> None:
+    """Its answer is theirs, also for one who comes after its caller has gone; it is told when it is done with."""
+    generation = lead(table.claim(K, "a", 60, 0))
+    table.claim(K, "b", 60, 0)
+    assert not table.linger("a")
+    assert table.claim(K, "c", 60, 0) is None
+    assert table.leave("b", 0) == []
+    assert table.finish(K, generation)
+    assert table.publish(K, generation, "r", 10, 0) == [("c", Shared("r")), ("a", Unwanted())]
+    assert len(table) == 0
+
+
+def test_a_lead_without_a_caller_ends_with_its_last_follower(table: "Table[str]") -> None:
+    """Nobody would read the answer, so nobody pays for it; who asks next makes a new call."""
+    lead(table.claim(K, "a", 60, 0))
+    for follower in "bc":
+        table.claim(K, follower, 60, 0)
+    assert not table.linger("a")
+    assert table.leave("b", 0) == []
+    assert table.leave("c", 0) == [("a", Unwanted())]
+    assert len(table) == len(list(table.tickets())) == 0
+    lead(table.claim(K, "d", 60, 0))
+
+
+def test_a_lead_that_nobody_follows_does_not_linger(table: "Table[str]") -> None:
+    """It is told at once, and so is one that is not a lead any more."""
+    lead(table.claim(K, "a", 60, 0))
+    assert table.linger("a")
+    assert len(table) == 0
+    assert table.linger("a")
+
+
+@pytest.mark.parametrize("end", ["leave", "expire"])
+def test_a_lead_that_lingers_and_is_lost_promotes_too(table: "Table[str]", end: str) -> None:
+    """It failed, or died: the next makes the call, and is not itself without a caller."""
+    lead(table.claim(K, "a", 60, 0))
+    table.claim(K, "b", 60, 0)
+    table.claim(K, "c", 60, 0)
+    table.linger("a")
+    told = table.leave("a", 60) if end == "leave" else table.expire(60)
+    assert [(ticket, type(answer)) for ticket, answer in told] == [("a", Unwanted), ("b", Lead)]
+    assert table.leave("c", 60) == [], "the new lead's own caller waits"
+    assert len(table) == 1
+
+
+def test_a_key_that_is_led_too_often_is_refused_and_leaves_nothing() -> None:
+    """No call is made, nobody is left waiting, and another key is not concerned."""
+    table: Table[int] = Table(loops=Loops(5, slots=2))
+    answers = []
+    for number in range(20):
+        answers.append(table.claim(K, number, 60, number))
+        if isinstance(answers[-1], Lead):
+            assert not table.finish(K, answers[-1].generation)
+    refused = [answer for answer in answers if isinstance(answer, Runaway)]
+    assert 5 <= 20 - len(refused) <= 7
+    assert (refused[0].what, refused[0].times, refused[0].limit) == ("calls", 6, 5)
+    assert len(table) == len(list(table.tickets())) == 0
+    lead(table.claim(L, 99, 60, 20))
+    table.check()
+
+
+def test_followers_of_leads_that_fail_one_by_one_are_refused_in_the_end() -> None:
+    """Each of them would make a call: when that is too many, all who still wait are told."""
+    table: Table[int] = Table(loops=Loops(5))
+    for number in range(20):
+        table.claim(K, number, 60, 0)
+    ended: list[int] = []
+    at, told = 0, [(0, Lead(1))]
+    while told and isinstance(told[-1][1], Lead):
+        at = told[-1][0]
+        told = table.leave(at, 1)  # type: ignore[assignment]
+        table.check()
+    ended = [ticket for ticket, answer in told if isinstance(answer, Runaway)]
+    assert ended == list(range(at + 1, 20))
+    assert at + 1 <= 7
+    assert len(table) == 0
+
+
+def test_a_thousand_at_once_that_share_one_call_are_no_loop() -> None:
+    """However small the limit on calls: they cost one."""
+    table: Table[int] = Table(loops=Loops(1))
+    answers = [table.claim(K, number, 60, 0) for number in range(1000)]
+    assert isinstance(answers[0], Lead)
+    assert answers[1:] == [None] * 999
+
+
 # -- the actor -----------------------------------------------------------------------------------------------------
 
 
@@ -242,9 +243,10 @@ class Routers:
     """A coalescer actor and the lanes of two routers."""
 
     def __init__(self, **settings: Any) -> None:
-        self.actor = CoalescerActor(CoalesceSettings(**settings))
+        self.actor = CoalescerActor(CoalesceSettings.model_validate(settings))
         self.peers = [LocalPeer(self.actor), LocalPeer(self.actor)]
         self.lanes: list[Lane[Any, Any]] = [Lane(f"router-{i}", peer) for i, peer in enumerate(self.peers)]
+        self.claimants = itertools.count(1)
 
     async def __aenter__(self) -> "Routers":
         for lane in self.lanes:
@@ -255,8 +257,12 @@ class Routers:
         for lane in self.lanes:
             await lane.close()
 
-    def claim(self, router: int, lease_s: float = 60.0) -> "asyncio.Task[Any]":
-        return asyncio.create_task(self.lanes[router].call(Claim(K, lease_s), 1000.0))
+    def claim(self, router: int, lease_s: float = 60.0, claimant: int = 0) -> "asyncio.Task[Any]":
+        item = Claim(K, lease_s, claimant or next(self.claimants))
+        return asyncio.create_task(self.lanes[router].call(item, 1000.0))
+
+    def tell(self, router: int, item: Any) -> "asyncio.Task[Any]":
+        return asyncio.create_task(self.lanes[router].call(item, 1000.0))
 
 
 @simulated(lane_module, actor_module)
@@ -266,8 +272,8 @@ async def test_a_call_is_shared_between_routers() -> None:
         led = await routers.claim(0)
         followers = [routers.claim(1), routers.claim(0)]
         await asyncio.sleep(1.0)
-        assert await routers.lanes[0].call(Finish(((K, led.generation),)), 5.0) == [0]
-        assert await routers.lanes[0].call(Publish(K, led.generation, "answer", 10, True), 5.0) is None
+        assert await routers.tell(0, Finish(((K, led.generation),))) == [0]
+        assert await routers.tell(0, Publish(K, led.generation, "answer", 10, True)) is None
         assert await asyncio.gather(*followers) == [Shared("answer")] * 2
         assert isinstance(await routers.claim(1), Lead)
 
@@ -301,13 +307,29 @@ async def test_a_router_that_dies_without_a_word_gives_up_what_it_led_when_its_l
 
 
 @simulated(lane_module, actor_module)
-async def test_a_lead_that_abandons_or_forgets_is_followed_by_the_next() -> None:
-    """Abandoned at once, or forgotten until its lease runs out."""
+async def test_the_followers_of_a_dead_router_are_not_counted_as_calls() -> None:
+    """None of them leads before it leaves with the others, so the one that does lead is not refused as a loop."""
+    async with Routers(runaway={"max_per_minute": 3}) as routers:
+        await routers.claim(0)
+        own = [routers.claim(0) for _ in range(20)]
+        other = routers.claim(1)
+        await asyncio.sleep(1.0)
+        await routers.lanes[0].close()
+        assert isinstance(await other, Lead)
+        assert all(isinstance(error, LaneClosed) for error in await asyncio.gather(*own, return_exceptions=True))
+
+
+@simulated(lane_module, actor_module)
+async def test_a_lead_that_gives_up_or_forgets_is_followed_by_the_next() -> None:
+    """Given up at once, or forgotten until its lease runs out."""
     async with Routers() as routers:
-        first = await routers.claim(0, lease_s=60.0)
+        await routers.claim(0, claimant=7)
         second, third = routers.claim(1, lease_s=60.0), routers.claim(0, lease_s=60.0)
         await asyncio.sleep(1.0)
-        await routers.lanes[0].call(Abandon(K, first.generation), 5.0)
+        await routers.tell(1, Leave(7))
+        await asyncio.sleep(1.0)
+        assert not second.done(), "the numbers are each router's own"
+        await routers.tell(0, Leave(7))
         assert isinstance(await second, Lead)
         await asyncio.sleep(70.0)
         assert isinstance(third.result(), Lead)
@@ -317,22 +339,78 @@ async def test_a_lead_that_abandons_or_forgets_is_followed_by_the_next() -> None
 async def test_a_follower_that_gives_up_is_not_promoted() -> None:
     """A lead given to nobody would hold up all the others."""
     async with Routers() as routers:
-        led = await routers.claim(0)
+        await routers.claim(0, claimant=7)
         gone, patient = routers.claim(1), routers.claim(1)
         await asyncio.sleep(1.0)
         gone.cancel()
         await asyncio.sleep(1.0)
-        await routers.lanes[0].call(Abandon(K, led.generation), 5.0)
+        await routers.tell(0, Leave(7))
         assert isinstance(await patient, Lead)
 
 
 @simulated(lane_module, actor_module)
+async def test_a_lead_lingers_until_its_last_follower_leaves() -> None:
+    """Also a follower in another router keeps it at work."""
+    async with Routers() as routers:
+        await routers.claim(0, claimant=7)
+        followers = [routers.claim(0), routers.claim(1)]
+        await asyncio.sleep(1.0)
+        lingers = routers.tell(0, Linger(7))
+        for follower in followers:
+            await asyncio.sleep(1.0)
+            assert not lingers.done()
+            follower.cancel()
+        assert await lingers is None
+        assert isinstance(await routers.claim(1), Lead)
+
+
+@simulated(lane_module, actor_module)
+async def test_a_lead_that_lingers_is_told_that_it_has_published() -> None:
+    """Every item ends, and the actor remembers nothing of it."""
+    async with Routers() as routers:
+        led = await routers.claim(0, claimant=7)
+        follower = routers.claim(1)
+        await asyncio.sleep(1.0)
+        lingers = routers.tell(0, Linger(7))
+        await asyncio.sleep(1.0)
+        await routers.tell(0, Publish(K, led.generation, "answer", 10, True))
+        assert await asyncio.gather(lingers, follower) == [None, Shared("answer")]
+        assert await routers.tell(0, Linger(7)) is None
+        assert routers.actor._waiting == {}
+
+
+@simulated(lane_module, actor_module)
 async def test_kept_results_answer_across_routers() -> None:
-    """`coalesce.keep_s` reaches the table."""
-    async with Routers(keep_s=30.0) as routers:
-        led = await routers.claim(0)
-        assert await routers.lanes[0].call(Finish(((K, led.generation),)), 5.0) == [0]
-        await routers.lanes[0].call(Publish(K, led.generation, "answer", 10, True), 5.0)
-        assert await routers.claim(1) == Shared("answer")
+    """`coalesce.keep_s` and `keep_mb` reach the table."""
+    async with Routers(keep_s=30.0, keep_mb=1) as routers:
+        for size, answer in ((2 << 20, Lead), (10, Shared)):
+            led = await routers.claim(0)
+            assert await routers.tell(0, Finish(((K, led.generation),))) == [0]
+            await routers.tell(0, Publish(K, led.generation, "answer", size, True))
+            asked = await routers.claim(1, claimant=size)
+            assert isinstance(asked, answer)
+            await routers.tell(1, Leave(size))
         await asyncio.sleep(31.0)
         assert isinstance(await routers.claim(1), Lead)
+
+
+@simulated(lane_module, actor_module)
+async def test_a_loop_is_refused_over_the_lane_and_let_in_again_later() -> None:
+    """`coalesce.runaway.max_per_minute` reaches the actor; a minute later the same may be asked again."""
+    async with Routers(runaway={"max_per_minute": 4}) as routers:
+        answers = []
+        for claimant in range(1, 12):
+            answers.append(await routers.claim(claimant % 2, claimant=claimant))
+            await routers.tell(claimant % 2, Leave(claimant))
+        assert isinstance(answers[3], Lead)
+        assert isinstance(answers[-1], Runaway)
+        assert 0 < answers[-1].retry_after_s <= 60
+        await asyncio.sleep(61.0)
+        assert isinstance(await routers.claim(0), Lead)
+
+
+def test_loops_cannot_be_seen_without_coalescing() -> None:
+    """A limit that would never hold is refused, not ignored."""
+    with pytest.raises(ValidationError, match=r"enabled\n.*expected true, since runaway.max_per_minute is set"):
+        CoalesceSettings.model_validate({"enabled": False, "runaway": {"max_per_minute": 5}})
+    CoalesceSettings.model_validate({"enabled": False})

@@ -1,6 +1,7 @@
 """runtime/config.py and runtime/yaml_lines.py: what loads, and the one line that says why something does not."""
 
 import contextlib
+import os
 import pickle
 import re
 import traceback
@@ -103,6 +104,23 @@ def test_three_lines_are_a_configuration(load) -> None:
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me@host:5432/db",
+        "postgres://host/db",
+        "postgresql://me@one:1,two:2/db?sslmode=verify-full",
+        "postgresql://[::1]:5432/db",
+        "postgresql:///db?host=/var/run/postgresql",
+        "postgresql:///?service=ledger",
+    ],
+)
+def test_a_ledger_may_be_in_postgresql(load, url: str) -> None:
+    """Every way to name a server but with a password; without one the ledger is a file in state_dir."""
+    assert load(TIER + f"ledger: {url}\n").ledger_place == url
+    assert load(TIER + "state_dir: here\n").ledger_place == os.path.abspath("here")
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("    timeout_s: 30s\n", "raycade.yaml:5: tiers[0].timeout_s: expected a number of seconds > 0, found '30s'"),
@@ -143,6 +161,26 @@ def test_three_lines_are_a_configuration(load) -> None:
         ("coalesce: {enabled: yes}\n", "raycade.yaml:5: coalesce.enabled: expected true or false, found 'yes'"),
         ("router: [1]\n", "raycade.yaml:5: router: expected keys and values, found a list"),
         ("router:\n", "raycade.yaml:5: router: expected keys and values, found nothing"),
+        *(
+            (f"ledger: {url}\n", f"raycade.yaml:5: ledger: {wrong}")
+            for wrong, urls in {
+                "a password never stands in this file; put it into the environment variable PGPASSWORD, into ~/.pgpass "
+                "or into a service file": (
+                    f"postgresql://me:{CANARY}@host/db",
+                    f"postgresql://me:{CANARY}/@host/db",
+                    f"postgresql://host/db?password={CANARY}",
+                    f"postgresql://host/db?pass%77ord={CANARY}",
+                    f"mysql://me:{CANARY}@host/db",
+                ),
+                "expected an address such as postgresql://USER@HOST:5432/DATABASE": (
+                    "sqlite:///file",
+                    "host=localhost",
+                    f"postgresql://me:{CANARY}",
+                    "'postgresql://host/my db'",
+                ),
+            }.items()
+            for url in urls
+        ),
         ("state_dir: 5\n", "raycade.yaml:5: state_dir: expected text, found 5 (put it in quotes)"),
         ("state_dir: a\nstate_dir: b\n", "raycade.yaml:6: state_dir: stands twice, first on line 5"),
         ("state_dir: !!str a\n", "raycade.yaml:5: tags (`!...`) are not allowed"),

@@ -90,6 +90,28 @@ def test_tokens_and_dollars_at_the_tier_where_a_row_starts(tmp_path: Path) -> No
     assert found.most.tokens == premium.most.tokens + standard.most.tokens
 
 
+def test_images_and_hidden_content_are_counted_and_told(tmp_path: Path) -> None:
+    """Images by the model's own bound, hidden content by the window; the reader learns what both figures rest on."""
+    image = {"type": "image_url", "image_url": {"url": "https://x/1.png"}}
+    file = {"type": "file", "file": {"file_id": "f-1"}}
+    found = estimated(
+        tmp_path,
+        [
+            row("a", messages=[{"role": "user", "content": [image, image]}]),
+            row("b", model="standard", messages=[{"role": "user", "content": [file]}]),
+        ],
+    )
+    premium, standard = found.tiers
+    assert (premium.images, premium.opaque, standard.images, standard.opaque) == (2, 0, 0, 1)
+    assert 2 * 1_445 < premium.most_prompt_tokens < 2 * 1_445 + 300
+    assert 1_445 < premium.likely_prompt_tokens < 1_445 + 100
+    assert standard.most_prompt_tokens == 128_000
+    text = " ".join(told(found).split())
+    assert "2 images at premium: at most 1,445 tokens each, likely half of it." in text
+    assert "1 row at standard with files, audio, stored content or tools of the provider's: at most a whole" in text
+    assert "as long as the provider honours the limit on an answer's length and its price list" in text
+
+
 def test_min_quality_moves_the_start(tmp_path: Path) -> None:
     """A row starts at the first tier that is good enough, and is an error where none is left."""
     found = estimated(tmp_path, [row("a"), row("b", model="standard")], rank=2)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,21 @@ class House:
         self.endpoints = endpoints
         self.tiers = [TierActor(tier, lambda settings: (self.endpoints[settings.name], ())) for tier in tiers]
         self.budget = BudgetActor(budget, str(state_dir))
-        self.coalescer = CoalescerActor(CoalesceSettings())
+        coalesce = CoalesceSettings.model_validate(config.get("coalesce", {}))
+        self.coalescer = CoalescerActor(coalesce)
         self.peers = Peers([[LocalPeer(tier)] for tier in self.tiers], LocalPeer(self.coalescer), self.budget.exchange)
         prices = {tier.name: Price(prompt=1.0, completion=2.0) for tier in tiers}
         settings = RouterSettings.model_validate(config.get("router", {}))
-        self.router = Router("router", tiers, prices, settings, budget, CoalesceSettings(), self.peers)
+        self.another_router = partial(
+            Router,
+            tiers=tiers,
+            prices=prices,
+            settings=settings,
+            budget=budget,
+            coalesce=coalesce,
+            peers=self.peers,
+        )
+        self.router = self.another_router("router")
 
     def ask(self, number: int = 0, **changes: Any) -> "asyncio.Task[Result | Failure]":
         given: dict[str, Any] = {

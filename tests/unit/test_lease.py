@@ -1,10 +1,7 @@
 """The lease book alone, and a whole fleet of books against one ledger in simulated time."""
 
-import heapq
-import itertools
-from collections.abc import Callable, Iterator
-from random import Random
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,8 +19,8 @@ from actors.budget.lease import (
 from actors.budget.ledger import Ledger, LimitKey
 from actors.errors import BudgetExceeded
 from actors.messages import Account, Amount
+from tests.fleet import ACCOUNT, Fleet, new_book
 
-ACCOUNT = Account("premium", "job", "")
 OTHER = Account("economy", "job", "")
 
 
@@ -35,11 +32,6 @@ def book() -> Iterator[LeaseBook]:
     book.check()
 
 
-def new_book(holder: str) -> LeaseBook:
-    numbers = itertools.count(1)
-    return LeaseBook(holder, lambda: f"{holder}-{next(numbers)}")
-
-
 def grant(
     book: LeaseBook, amount: Amount, now: float, *, unlimited: bool = False, refusal: BudgetRefusal | None = None
 ) -> Exchange:
@@ -48,6 +40,12 @@ def grant(
     assert message is not None
     answer = AccountGrant(ACCOUNT, amount, unlimited, refusal)
     book.apply(Exchanged(message.sequence, True, 10.0, (answer,)), now, now)
+    return message
+
+
+def drawn(book: LeaseBook, now: float, *, closing: bool = False) -> Exchange:
+    message = book.draw_up(now, closing=closing)
+    assert message is not None
     return message
 
 
@@ -305,6 +303,19 @@ def test_closing_first_learns_of_grants_whose_answer_was_lost(book: LeaseBook) -
     assert (status.spent, status.reserved, ledger.snapshot(0.2).holders) == (0, 0, 0)
 
 
+def test_a_farewell_that_comes_late_takes_nothing_from_a_book_that_went_on(book: LeaseBook) -> None:
+    """What was granted since is not counted as spent, and the book keeps it."""
+    ledger = Ledger({LimitKey("all", "day", "tokens"): 1000})
+    book.wait_for(ACCOUNT, Amount(100))
+    book.apply(ledger.exchange(drawn(book, 0.0), 0.0), 0.0, 0.0)
+    late = drawn(book, 0.1, closing=True)
+    book.apply(ledger.exchange(drawn(book, 0.2), 0.2), 0.2, 0.2)
+    book.apply(ledger.exchange(late, 0.3), 0.1, 0.3)
+    assert isinstance(book.reserve(ACCOUNT, Amount(100), 0.4), Reserved)
+    status = next(row for row in ledger.snapshot(0.4).limits if row.limit)
+    assert (status.spent, status.reserved) == (0, 100)
+
+
 def test_quiet_accounts_are_put_aside_and_come_back(book: LeaseBook) -> None:
     """An account at rest costs no look at every tick, and works as before when it is used again."""
     book.wait_for(ACCOUNT, Amount(100))
@@ -322,87 +333,6 @@ def test_quiet_accounts_are_put_aside_and_come_back(book: LeaseBook) -> None:
 # -- a fleet in simulated time -----------------------------------------------------------------------------------
 
 
-RESERVATION = Amount(1500, 1500)
-
-
-class Fleet:
-    """Routers with many attempts in flight against one ledger; a message takes 5 ms each way, an attempt 0.2 to 1.2 s."""
-
-    def __init__(self, ledger: Ledger, routers: int, in_flight: int, seed: int, *, rows: int = 10**9) -> None:
-        self.random = Random(seed)
-        self.ledger = ledger
-        self.now = 0.0
-        self.rows = rows
-        self.served = self.refused = self.done = self.calls = 0
-        self.events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self.order = itertools.count()
-        self.books = [new_book(f"router-{number}") for number in range(routers)]
-        self.waiting = dict.fromkeys(self.books, 0)
-        self.idle = dict.fromkeys(self.books, in_flight // routers)
-        for book in self.books:
-            self.later(self.random.random() * 0.02, self.tick, book)
-
-    def later(self, delay_s: float, act: Callable[..., None], *arguments: Any) -> None:
-        heapq.heappush(self.events, (self.now + delay_s, next(self.order), act, arguments))
-
-    def run(self, until: float) -> None:
-        while self.events and self.events[0][0] <= until:
-            self.now, _, act, arguments = heapq.heappop(self.events)
-            act(*arguments)
-
-    def tick(self, book: LeaseBook) -> None:
-        for _ in range(self.idle[book]):
-            self.begin(book)
-        self.idle[book] = 0
-        message = book.draw_up(self.now)
-        if message is None:
-            self.later(0.02, self.tick, book)
-        else:
-            self.calls += 1
-            self.later(0.005, self.arrive, book, message, self.now)
-
-    def arrive(self, book: LeaseBook, message: Exchange, sent_at: float) -> None:
-        answer = self.ledger.exchange(message, self.now)
-        self.ledger.check()
-        self.later(0.005, self.answered, book, answer, sent_at)
-
-    def answered(self, book: LeaseBook, answer: Exchanged, sent_at: float) -> None:
-        book.apply(answer, sent_at, self.now)
-        self.retry(book)
-        self.later(0.0, self.tick, book)
-
-    def retry(self, book: LeaseBook) -> None:
-        """All who wait want the same here, so the first that is still short ends the round."""
-        while self.waiting[book] and self.attempt(book):
-            self.waiting[book] -= 1
-            book.stop_waiting(ACCOUNT, RESERVATION)
-
-    def begin(self, book: LeaseBook) -> None:
-        if self.rows:
-            self.rows -= 1
-            if not self.attempt(book):
-                book.wait_for(ACCOUNT, RESERVATION)
-                self.waiting[book] += 1
-
-    def attempt(self, book: LeaseBook) -> bool:
-        match book.reserve(ACCOUNT, RESERVATION, self.now):
-            case Reserved() as taken:
-                self.later(0.2 + self.random.random(), self.end, book, taken)
-            case Short():
-                return False
-            case Refused():
-                self.refused += 1
-        return True
-
-    def end(self, book: LeaseBook, taken: Reserved) -> None:
-        spent = self.random.randint(150, 250)
-        self.served += spent
-        self.done += 1
-        book.settle(taken, Amount(spent, spent))
-        self.retry(book)
-        self.begin(book)
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_four_routers_use_up_a_budget_and_never_pass_it(seed: int) -> None:
     """2,000 in flight, 200 spent of 1,500 reserved: between 98% and 100% is served, then everybody is refused."""
@@ -416,12 +346,43 @@ def test_four_routers_use_up_a_budget_and_never_pass_it(seed: int) -> None:
     assert (status.spent, status.reserved, status.unknown) == (fleet.served, 0, 0)
 
 
-def test_with_plenty_left_the_budget_actor_is_asked_a_few_times_a_second() -> None:
-    """Four routers at about 2,900 attempts a second need well under 50 exchanges a second."""
-    fleet = Fleet(Ledger({LimitKey("all", "day", "tokens"): 10**12}), routers=4, in_flight=2000, seed=1)
-    fleet.run(until=10.0)
-    assert fleet.done > 20_000
-    assert fleet.calls < 500
+@pytest.mark.parametrize("routers", [1, 4, 16])
+def test_with_plenty_left_the_budget_actor_is_asked_at_most_50_times_a_second(routers: int) -> None:
+    """At about 5,000 attempts a second, from the first second on; and nobody waits for the ledger after that."""
+    fleet = Fleet(Ledger({LimitKey("all", "day", "tokens"): 10**12}), routers=routers, in_flight=3500, seed=1)
+    fleet.run(until=4.0)
+    begun = fleet.done
+    while fleet.now < 10.0:
+        fleet.run(until=fleet.now + 0.1)
+        assert not any(fleet.waiting.values())
+    assert fleet.done - begun > 28_000
+    assert fleet.busiest_second() <= 50
+
+
+@pytest.mark.parametrize("routers", [4, 16])
+@pytest.mark.parametrize("limit", [1_000_000, 6_000_000])
+def test_at_its_end_a_budget_is_used_up_with_at_most_50_calls_a_second(routers: int, limit: int) -> None:
+    """3,500 in flight reserve 5,250,000 at once: from the start, or from the fifth second on, there is not enough for all."""
+    ledger = Ledger({LimitKey("all", "day", "tokens"): limit})
+    fleet = Fleet(ledger, routers=routers, in_flight=3500, seed=3)
+    fleet.run(until=600.0)
+    assert fleet.refused == 3500 // routers * routers
+    assert 0.98 * limit <= fleet.served <= limit
+    assert fleet.busiest_second() <= 50
+
+
+def test_many_routers_keep_their_distance_and_their_leases() -> None:
+    """100 routers speak about every three seconds each. They hold enough for two such gaps, and a lease of four, of 2 s otherwise."""
+    fleet = Fleet(Ledger({LimitKey("all", "day", "tokens"): 10**12}, 2.0), routers=100, in_flight=1000, seed=4)
+    fleet.run(until=15.0)
+    del fleet.calls[: bisect_right(fleet.calls, 10.0)]  # without what is said when all of them begin at once
+    begun = fleet.done
+    while fleet.now < 25.0:
+        fleet.run(until=fleet.now + 0.5)
+        assert not any(fleet.waiting.values())
+    assert fleet.done - begun > 13_000
+    assert fleet.busiest_second() <= 50
+    assert next(row for row in fleet.ledger.snapshot(fleet.now).limits if row.limit).unknown == 0
 
 
 def test_a_job_that_ends_leaves_nothing_reserved() -> None:

@@ -4,13 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from actors.budget.lease import AccountReport, BudgetRefusal, Exchange, Exchanged, Totals
+from actors.budget.anomaly import HaltRow, PaceRules
+from actors.budget.lease import AccountReport, BudgetRefusal, Exchange, Exchanged, LeaseBook, Refused, Reserved, Totals
 from actors.budget.ledger import (
     HIGHEST,
     Ledger,
     LimitKey,
     LimitStatus,
     RequestLimits,
+    Rows,
+    pace_rules,
     request_limits,
     scopes_of,
     whole_units,
@@ -400,3 +403,145 @@ def test_closed_incarnations_are_remembered_for_an_hour(ledger: Ledger) -> None:
     assert ledger.changes().holders[0].closed_at == NOON
     ledger.expire(NOON + 3601)
     assert ledger.changes().forgotten == (("router", "1"),)
+
+
+# -- anomalies and halts -------------------------------------------------------------------------------------------
+
+STOPPING = PaceRules(5.0, Amount(100, 100), min_minutes=0, stop=True)
+
+
+def test_the_rules_for_anomalies_are_whole_units() -> None:
+    """Floors as configured, dollars as micro-dollars."""
+    settings = BudgetSettings.model_validate({"anomaly": {"factor": 3, "floor_usd_per_minute": 0.29, "stop": True}})
+    assert pace_rules(settings) == PaceRules(3.0, Amount(200_000, 290_000), 5, True)
+
+
+def test_an_anomaly_stops_its_tier_in_the_answer_that_brought_it() -> None:
+    """Without any limit: what was unlimited is refused at once, another tier goes on, and all of it is in the store."""
+    ledger = Ledger({}, rules=STOPPING)
+    router = Holder(ledger)
+    assert router.say(NOON, spent=500).accounts[0].unlimited
+    grant = router.say(NOON + 1, spent=1).accounts[0]
+    assert not grant.unlimited
+    assert grant.refusal is not None
+    assert str(grant.refusal.error()) == (
+        "spending of tier:premium was stopped at 12:00 UTC: 501 tokens this minute, usually 0 tokens; "
+        '"raycade budget resume tier:premium" lets it go on'
+    )
+    assert [anomaly.spent for anomaly in ledger.anomalies()] == [501]
+    assert Holder(ledger, "other").say(NOON + 2, account=Account("economy", "job")).accounts[0].unlimited
+    rows = ledger.changes()
+    assert [halt.scope for halt in rows.halts] == ["tier:premium"]
+    again = Ledger.load(rows, {}, rules=STOPPING)
+    assert again.snapshot(NOON + 3).halts == rows.halts
+    assert again.resume("tier:premium", NOON + 3)
+    assert again.changes().resumed == ("tier:premium",)
+
+
+def test_usage_under_a_halt_alone_is_no_overrun() -> None:
+    """Calls that were under way without any limit end after the halt: they are charged, and pass no limit."""
+    ledger = Ledger({})
+    router = Holder(ledger)
+    router.say(NOON)
+    ledger.halt("all", "by hand", NOON)
+    router.say(NOON + 1, spent=50, beyond=50)
+    shown = status(ledger, HOUR, NOON + 1)
+    assert (shown.spent, shown.overrun, shown.limit) == (50, 0, None)
+    ledger.check()
+
+
+def test_what_a_dead_router_held_is_no_anomaly() -> None:
+    """It is booked as spent in one piece, which says nothing about the pace of anybody."""
+    ledger = Ledger({HOUR: 10_000}, rules=STOPPING)
+    router = Holder(ledger)
+    router.say(NOON, want=5_000)
+    ledger.expire(NOON + 11)
+    assert status(ledger, HOUR, NOON + 11).unknown == 5_000
+    assert (ledger.anomalies(), ledger.snapshot(NOON + 11).halts) == ((), ())
+
+
+@pytest.mark.parametrize("scope", ["all", "tier:premium", "job:job"])
+def test_a_scope_that_is_halted_by_hand_is_granted_nothing_until_it_is_resumed(ledger: Ledger, scope: str) -> None:
+    """Whatever its limits leave; and afterwards as before."""
+    router = Holder(ledger)
+    ledger.halt(scope, "by hand", NOON)
+    answer = router.say(NOON, want=600, least=5)
+    assert granted(answer) == 0
+    assert answer.accounts[0].refusal == BudgetRefusal(scope, "halted", "usd", 0, 0, None, "at 12:00 UTC: by hand")
+    assert ledger.snapshot(NOON).halts == (HaltRow(scope, NOON, "by hand"),)
+    assert ledger.resume(scope, NOON)
+    assert not ledger.resume(scope, NOON)
+    assert granted(router.say(NOON, want=600, least=5)) == 600
+
+
+def test_nobody_can_halt_what_is_no_scope(ledger: Ledger) -> None:
+    """A name that was mistyped must not look as if it were stopped."""
+    with pytest.raises(ConfigError, match="no such scope"):
+        ledger.halt("premium", "by hand", NOON)
+
+
+@pytest.mark.parametrize("limits", [{}, {HOUR: 1000}])
+def test_a_router_gives_back_what_it_held_of_a_halted_scope(limits: dict[LimitKey, int]) -> None:
+    """At the next exchange it reserves nothing more, what is free and what comes free goes back, and then nothing is reserved."""
+    ledger, book = Ledger(limits), LeaseBook("router", lambda: "1")
+
+    def exchange(now: float) -> None:
+        message = book.draw_up(now)
+        if message is not None:
+            book.apply(ledger.exchange(message, NOON + now), now, now)
+
+    amount = Amount(50, 0)
+    book.wait_for(ACCOUNT, amount)
+    exchange(1.0)
+    exchange(1.2)
+    book.stop_waiting(ACCOUNT, amount)
+    reserved = book.reserve(ACCOUNT, amount, 1.3)
+    assert isinstance(reserved, Reserved)
+    ledger.halt("tier:premium", "by hand", NOON + 1.4)
+    for now in (2.0, 2.6, 3.2):
+        exchange(now)
+        assert not isinstance(book.reserve(ACCOUNT, amount, now), Reserved)
+        book.check()
+    book.settle(reserved, Amount(20))
+    exchange(3.8)
+    assert isinstance(book.reserve(ACCOUNT, amount, 3.8), Refused)
+    exchange(4.4)
+    row = status(ledger, HOUR, NOON + 4.4)
+    assert (row.spent, row.reserved) == (20, 0)
+    book.check()
+    ledger.check()
+
+
+def test_a_router_spends_again_once_its_scope_is_resumed() -> None:
+    """The refusal holds for a second; whoever waits is granted with the next exchange."""
+    ledger, book = Ledger({HOUR: 1000}), LeaseBook("router", lambda: "1")
+    ledger.halt("all", "by hand", NOON)
+    amount = Amount(50, 0)
+    book.wait_for(ACCOUNT, amount)
+    for now in (1.0, 1.5):
+        message = book.draw_up(now)
+        assert message is not None
+        book.apply(ledger.exchange(message, NOON + now), now, now)
+        assert isinstance(book.reserve(ACCOUNT, amount, now), Refused)
+    ledger.resume("all", NOON + 2)
+    message = book.draw_up(2.0)
+    assert message is not None
+    book.apply(ledger.exchange(message, NOON + 2), 2.0, 2.0)
+    assert isinstance(book.reserve(ACCOUNT, amount, 2.1), Reserved)
+
+
+def test_history_survives_a_restart_of_the_ledger() -> None:
+    """What is usual is carried in rows: a new ledger finds the runaway that the old one would have found."""
+    rules = STOPPING._replace(min_minutes=3, stop=False)
+    ledger = Ledger({}, rules=rules)
+    for minute in range(5):
+        router = Holder(ledger, incarnation=str(minute))
+        router.say(NOON + 60 * minute)
+        router.say(NOON + 60 * minute + 1, spent=200)
+    rows = ledger.changes()
+    assert Rows(paces=rows.paces).paces[0].minutes == 4
+    later = Ledger.load(Rows(paces=rows.paces), {}, rules=rules)
+    fresh = Holder(later, incarnation="9")
+    fresh.say(NOON + 400)
+    fresh.say(NOON + 401, spent=1_001)
+    assert [(anomaly.usual, anomaly.threshold) for anomaly in later.anomalies()] == [(200, 1_000)]

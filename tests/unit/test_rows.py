@@ -49,6 +49,20 @@ def test_the_bound_of_a_prompt_is_never_below_its_bytes() -> None:
     assert (request.max_tokens, request.choices) == (50, 3)
 
 
+def test_a_null_limit_does_not_lift_the_tiers_own() -> None:
+    """It would stand in the body behind the limit that the tier puts in front, and win."""
+    request = encoder().encode(row(max_tokens=None, max_completion_tokens=None))
+    assert request.max_tokens is None
+    assert b"max_" not in request.body
+
+
+def test_images_and_hidden_content_are_told_to_the_tiers() -> None:
+    """Every tier bounds them in its own way, so the request says how many there are and whether it is all in sight."""
+    parts = [{"type": "image_url", "image_url": {"url": "https://x/1"}}, {"type": "file", "file": {"file_id": "f"}}]
+    request = encoder().encode(row(messages=[{"role": "user", "content": parts}]))
+    assert (request.images, request.small_images, request.opaque) == (1, 0, True)
+
+
 def test_rows_that_ask_the_same_have_one_key() -> None:
     """Order of keys and who asks do not matter; what is asked, and the quality, do."""
     one = encoder().encode(row(0, temperature=0, user="a"))

@@ -1,104 +1,225 @@
-"""The ledger's store and the budget actor around it: durable, fenced, and never half done."""
+"""The ledger's store, in SQLite and in PostgreSQL: durable, shared, and never half done."""
 
-import asyncio
-import itertools
 import os
-import signal
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from actors.budget.actor import BudgetActor
-from actors.budget.lease import AccountReport, Exchange, Exchanged, Totals
-from actors.budget.ledger import CounterRow, HeldRow, HolderRow, LimitKey, LimitRow, LimitStatus, Rows
-from actors.budget.store import FILE_NAME, MIGRATIONS, SqliteStore
-from actors.errors import ConfigError, StoreError, StoreFenced
-from actors.messages import Account, Amount
-from actors.settings import BudgetSettings, ScopeSettings
+from actors.budget.ledger import CounterRow, HaltRow, HeldRow, HolderRow, LimitRow, PaceRow, Rows
+from actors.budget.store import FILE_NAME, LedgerStore, SqliteStore, StoreConflict, open_store
+from actors.budget.tables import MIGRATIONS
+from actors.errors import ConfigError, StoreError
+from tests.postgres import Postgres
 
-ACCOUNT = Account("premium", "job", "")
-SETTINGS = BudgetSettings.model_validate({"tokens": {"per_day": 1000}})
 ROWS = Rows(
     (CounterRow("all", "hour", 472_800, 1, 2, 3, 4, 5, 6), CounterRow("all", "day", 19_700, 7, 8, 0, 0, 0, 0)),
     (HolderRow("router", "1", 0, 99.5), HolderRow("router", "2", 17, None)),
     (HeldRow("router", "2", "premium", "job", "", 100, 200, 1, 2, 3, 4, 5, 6, 7, 8),),
     (LimitRow("all", "day", "usd", 2**62), LimitRow("job:j", "total", "tokens", None)),
+    paces=(PaceRow("tier:a", 28_368_000, 5, 6, 0.1, 1e17 / 3, 12, 1),),
+    halts=(HaltRow("tier:a", 1_700_000_000.123456, "it spent 9 % too much ?"),),
 )
+OLD_ROWS = ROWS._replace(paces=(), halts=())
+"""What the first schema could hold."""
 
 
-def ask(sequence: int, want: int, *, spent: int = 0, holder: str = "router") -> Exchange:
-    report = AccountReport(ACCOUNT, Totals(spent=Amount(spent)), Amount(want), Amount(want))
-    return Exchange(holder, "1", sequence, (report,), opening=sequence == 1)
+def counter(spent: int) -> Rows:
+    return Rows(counters=(CounterRow("all", "hour", 472_800, spent, 0, 0, 0, 0, 0),))
 
 
-def granted(answer: Exchanged) -> int:
-    return answer.accounts[0].granted_total.tokens
+def spent(store: LedgerStore) -> int:
+    return sum(row.spent_tokens for row in store.load().counters)
 
 
-async def status(actor: BudgetActor, key: LimitKey) -> LimitStatus:
-    return next(row for row in (await actor.show()).limits if row[:3] == key)
+def as_sets(rows: Rows) -> list[set[object]]:
+    return [set(table) for table in rows]
 
 
-DAY = LimitKey("all", "day", "tokens")
+def execute(place: str, *statements: str) -> None:
+    """Past the store, into its database."""
+    if place.startswith("postgresql:"):
+        with psycopg.connect(place) as server:
+            server.execute("CREATE SCHEMA IF NOT EXISTS raycade")
+            server.execute("SET search_path = raycade")
+            for statement in statements:
+                server.execute(statement)
+        return
+    Path(place).mkdir(exist_ok=True)
+    with sqlite3.connect(Path(place) / FILE_NAME) as file:
+        for statement in statements:
+            file.execute(statement)
+    file.close()
 
 
-# -- the store -----------------------------------------------------------------------------------------------------
+def set_schema(place: str, version: int) -> None:
+    if place.startswith("postgresql:"):
+        execute(place, "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
+        execute(place, "DELETE FROM schema_version", f"INSERT INTO schema_version VALUES ({version})")
+    else:
+        execute(place, f"PRAGMA user_version = {version}")
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+# -- both stores ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read_back(ledger_place: str) -> None:
     """Every table, over a close and an open, with the extremes that limits may have."""
-    store = SqliteStore(tmp_path / "new" / "folder")
+    store = open_store(ledger_place)
     assert store.load() == Rows()
     store.write(ROWS)
     store.close()
-    loaded = SqliteStore(tmp_path / "new" / "folder").load()
-    assert [sorted(table) for table in loaded] == [sorted(table) for table in ROWS]
+    assert as_sets(open_store(ledger_place).load()) == as_sets(ROWS)
 
 
-def test_rows_replace_rows_and_closed_incarnations_go(tmp_path: Path) -> None:
-    """A closed incarnation takes its held rows with it; a forgotten one leaves nothing."""
-    store = SqliteStore(tmp_path)
+def test_rows_replace_rows_and_what_has_ended_goes(ledger_place: str) -> None:
+    """A closed incarnation takes its held rows with it; a forgotten one, or a halt that was lifted, leaves nothing."""
+    store = open_store(ledger_place)
+    store.load()
     store.write(ROWS)
-    store.write(
-        Rows(
-            counters=(CounterRow("all", "hour", 472_801, 0, 0, 0, 0, 0, 0),),
-            holders=(HolderRow("router", "2", 0, 5.0),),
-        )
-    )
+    store.write(counter(9)._replace(holders=(HolderRow("router", "2", 0, 5.0),)))
     loaded = store.load()
     assert loaded.held == ()
-    assert {row.period for row in loaded.counters} == {472_801, 19_700}
-    store.write(Rows(forgotten=(("router", "1"), ("router", "2"))))
-    assert store.load().holders == ()
+    assert {row[:4] for row in loaded.counters} == {("all", "hour", 472_800, 9), ("all", "day", 19_700, 7)}
+    store.write(Rows(forgotten=(("router", "1"), ("router", "2")), resumed=("tier:a",)))
+    assert store.load().holders == store.load().halts == ()
+    assert store.load().paces == ROWS.paces
 
 
-def test_an_older_owner_can_never_write_again(tmp_path: Path) -> None:
-    """Opening the store fences whoever had it, and a fenced write leaves no trace."""
-    old, new = SqliteStore(tmp_path), SqliteStore(tmp_path)
-    with pytest.raises(StoreFenced, match=r"epoch 2, this one has 1"):
-        old.write(ROWS)
-    assert new.load() == Rows()
-    new.write(ROWS)
-    with pytest.raises(StoreFenced):
-        SqliteStore(tmp_path, held_epoch=1)
-    new.write(ROWS)
-    assert SqliteStore(tmp_path, held_epoch=2).epoch == 3
+def test_whoever_was_overtaken_writes_nothing(ledger_place: str) -> None:
+    """A commit on an old version is refused whole; after loading again it is made on the newest."""
+    one, other = open_store(ledger_place), open_store(ledger_place)
+    one.load()
+    other.load()
+    one.write(counter(1))
+    one.write(counter(2))
+    for rows in (ROWS, Rows()):
+        with pytest.raises(StoreConflict):
+            other.write(rows)
+    assert one.load().holders == ()
+    assert spent(other) == 2
+    other.write(counter(3))
+    with pytest.raises(StoreConflict):
+        one.write(counter(4))
+    assert spent(one) == 3
 
 
-def test_a_write_is_all_or_nothing(tmp_path: Path) -> None:
-    """A row that cannot be stored takes the whole transaction back."""
-    store = SqliteStore(tmp_path)
-    with pytest.raises(StoreError, match=r"ledger\.sqlite3: the ledger's store cannot be written"):
+def test_without_rows_nothing_is_written(ledger_place: str) -> None:
+    """A question that changes nothing overtakes nobody."""
+    one, other = open_store(ledger_place), open_store(ledger_place)
+    one.load()
+    other.load()
+    one.write(Rows())
+    other.write(counter(1))
+    assert spent(one) == 1
+
+
+def test_a_store_that_was_never_loaded_cannot_be_written(ledger_place: str) -> None:
+    """A commit must be made on something."""
+    with pytest.raises(StoreConflict):
+        open_store(ledger_place).write(counter(1))
+
+
+def test_who_loads_with_the_lock_cannot_be_overtaken(ledger_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others wait for its commit, and are told of an old version then; without a commit the lock ends with the check."""
+    monkeypatch.setattr("actors.budget.store.BUSY_S", 0.2)
+    monkeypatch.setattr("actors.budget.postgres.STATEMENT_MS", 200)
+    one, other = open_store(ledger_place), open_store(ledger_place)
+    other.load()
+    one.load(lock=True)
+    with pytest.raises(StoreError, match=r"cannot be written: [^\n]+$"):
+        other.write(counter(1))
+    one.write(counter(2))
+    with pytest.raises(StoreConflict):
+        other.write(counter(1))
+    one.load(lock=True)
+    one.write(Rows())
+    assert spent(other) == 2
+    other.write(counter(3))
+    assert spent(one) == 3
+
+
+def test_a_lock_ends_with_its_store(ledger_place: str) -> None:
+    """Closing while holding it lets the others go on."""
+    one, other = open_store(ledger_place), open_store(ledger_place)
+    one.load(lock=True)
+    one.close()
+    other.load()
+    other.write(counter(1))
+    assert spent(other) == 1
+
+
+def test_a_write_is_all_or_nothing(ledger_place: str) -> None:
+    """A row that cannot be stored takes the whole transaction back, and the store goes on."""
+    store = open_store(ledger_place)
+    store.load()
+    with pytest.raises(StoreError, match=r"the ledger's store cannot be written: [^\n]+$"):
         store.write(ROWS._replace(limits=(LimitRow("all", "day", "usd", 2**64),)))
+    store.write(Rows())
     assert store.load() == Rows()
+    store.write(counter(1))
+    assert spent(store) == 1
+
+
+def test_a_newer_schema_is_refused(ledger_place: str) -> None:
+    """An older Raycade would not understand it: neither when it opens, nor when it was open all the time."""
+    store = open_store(ledger_place)
+    set_schema(ledger_place, len(MIGRATIONS) + 1)
+    with pytest.raises(StoreError, match="written by a newer Raycade"):
+        open_store(ledger_place)
+    with pytest.raises(StoreError, match="written by a newer Raycade"):
+        store.load()
+
+
+def test_an_older_schema_is_lifted_with_its_rows(ledger_place: str) -> None:
+    """A ledger of the first schema, with money in it, is carried over once, and counts on from its epoch."""
+    values = {
+        "counters": OLD_ROWS.counters,
+        "holders": OLD_ROWS.holders,
+        "held": OLD_ROWS.held,
+        "limits": OLD_ROWS.limits,
+    }
+    rows = [
+        f"INSERT INTO {table} VALUES ({', '.join('NULL' if value is None else repr(value) for value in row)})"
+        for table, of_table in values.items()
+        for row in of_table
+    ]
+    execute(ledger_place, *MIGRATIONS[0], "UPDATE owner SET epoch = 41", *rows)
+    set_schema(ledger_place, 1)
+    for _ in range(2):
+        store = open_store(ledger_place)
+        assert as_sets(store.load()) == as_sets(OLD_ROWS)
+        store.close()
+    store = open_store(ledger_place)
+    store.load()
+    store.write(ROWS)
+    assert as_sets(store.load()) == as_sets(ROWS)
+
+
+def test_lifting_makes_those_look_again_who_had_loaded_before(
+    ledger_place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An actor of the release before cannot commit to tables it does not know."""
+    old = open_store(ledger_place)
+    old.load()
+    with monkeypatch.context() as newer:
+        newer.setattr("actors.budget.store.MIGRATIONS", (*MIGRATIONS, ("CREATE TABLE added (x BIGINT)",)))
+        open_store(ledger_place).close()
+    with pytest.raises(StoreConflict):
+        old.write(counter(1))
+    with pytest.raises(StoreError, match="written by a newer Raycade"):
+        old.load()
+
+
+# -- SQLite --------------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     """Nothing of the failed write stays, and the store works again once there is room."""
     store = SqliteStore(tmp_path)
+    store.load()
     pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
     store._connection.execute(f"PRAGMA max_page_count = {pages}")
     many = Rows(counters=tuple(CounterRow(f"job:{n}", "day", 1, n, 0, 0, 0, 0, 0) for n in range(5000)))
@@ -131,6 +252,7 @@ def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path, damage: str) -
     path = tmp_path / FILE_NAME
     if damage == "torn":
         store = SqliteStore(tmp_path)
+        store.load()
         store.write(Rows(counters=tuple(CounterRow(f"job:{n}", "day", 1, n, 0, 0, 0, 0, 0) for n in range(5000))))
         store.close()
         content = bytearray(path.read_bytes())
@@ -143,190 +265,70 @@ def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path, damage: str) -
     assert path.read_bytes()[8192:] == content[8192:]
 
 
-def test_a_file_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    """An older Raycade would not understand it."""
-    SqliteStore(tmp_path).close()
-    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    connection.close()
-    with pytest.raises(StoreError, match="written by a newer Raycade"):
-        SqliteStore(tmp_path)
+# -- PostgreSQL ----------------------------------------------------------------------------------------------------
 
 
-def test_an_older_file_is_lifted_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each migration runs once, in the transaction that takes ownership, and the rows stay."""
-    store = SqliteStore(tmp_path)
+def test_a_server_that_crashes_and_comes_back_is_used_again(postgres_server: Postgres) -> None:
+    """A commit without an answer tells to look again; while the server is away each try says so in one line."""
+    url = postgres_server.new_database()
+    store = open_store(url)
+    store.load()
+    store.write(counter(1))
+    postgres_server.stop()
+    try:
+        with pytest.raises(StoreConflict):
+            store.write(counter(2))
+        for attempt in (store.load, lambda: open_store(url)):
+            with pytest.raises(StoreError, match=r"^postgresql://127\.0\.0\.1:\d+/test_\d+: [^\n]*refused[^\n]*$"):
+                attempt()
+    finally:
+        postgres_server.start()
+    assert spent(store) == 1
+    store.write(counter(3))
+    assert spent(open_store(url)) == 3
+
+
+def test_a_stopped_actor_does_not_keep_the_lock(postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server ends a transaction that its client has left standing; that one must then load again."""
+    url = postgres_server.new_database()
+    monkeypatch.setattr("actors.budget.postgres.ABANDONED_MS", 300)
+    stopped = open_store(url)
+    stopped.load(lock=True)
+    monkeypatch.undo()
+    other = open_store(url)
+    other.load()
+    other.write(counter(1))
+    with pytest.raises(StoreConflict):
+        stopped.write(counter(2))
+    assert spent(stopped) == 1
+
+
+def test_the_tables_stay_in_their_own_schema(postgres_server: Postgres) -> None:
+    """A database that holds other things can hold a ledger too."""
+    url = postgres_server.new_database()
+    with psycopg.connect(url) as server:
+        server.execute("CREATE TABLE version (mine TEXT)")
+    store = open_store(url)
+    store.load()
     store.write(ROWS)
-    store.close()
-    monkeypatch.setattr("actors.budget.store.MIGRATIONS", (*MIGRATIONS, ("CREATE TABLE added (x INTEGER)",)))
-    for _ in range(2):
-        store = SqliteStore(tmp_path)
-        assert sorted(store.load().counters) == sorted(ROWS.counters)
-        assert store._connection.execute("PRAGMA user_version").fetchone() == (2,)
-        store.close()
+    with psycopg.connect(url) as server:
+        assert server.execute("SELECT count(*) FROM public.version").fetchone() == (0,)
+        schemas = server.execute("SELECT DISTINCT schemaname FROM pg_tables WHERE tablename = 'held'").fetchall()
+    assert schemas == [("raycade",)]
 
 
-# -- the actor -----------------------------------------------------------------------------------------------------
+def test_errors_show_no_secret(postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the password that libpq found nor what else stands in the address."""
+    monkeypatch.setenv("PGPASSWORD", "CANARY-password")
+    url = f"postgresql://CANARY-user@127.0.0.1:{postgres_server.port}/nowhere?application_name=CANARY-name"
+    with pytest.raises(StoreError, match=r"^postgresql://127\.0\.0\.1:\d+/nowhere: ") as caught:
+        open_store(url)
+    assert "CANARY" not in str(caught.value).replace('role "CANARY-user" does not exist', "")
 
 
-async def test_an_actor_does_nothing_until_it_is_asked(tmp_path: Path) -> None:
-    """A failing __init__ would be final in Ray, so a bad state_dir shows with the first call, every time."""
-    (tmp_path / "file").write_text("")
-    actor = BudgetActor(SETTINGS, str(tmp_path / "file" / "state"))
-    await actor.ping()
-    for _ in range(2):
-        with pytest.raises(StoreError):
-            await actor.exchange(ask(1, 100))
-    (tmp_path / "file").unlink()
-    assert granted(await actor.exchange(ask(1, 100))) == 100
-
-
-async def test_a_restarted_actor_carries_on_with_the_same_numbers(tmp_path: Path) -> None:
-    """Grants, spend and limits set at run time are all in the store, and the holder's incarnation lives on."""
-    actor = BudgetActor(SETTINGS, str(tmp_path))
-    await actor.exchange(ask(1, 600))
-    await actor.exchange(ask(2, 0, spent=250))
-    await actor.set_limit(*DAY, 2000)
-    before = await status(actor, DAY)
-    again = BudgetActor(SETTINGS, str(tmp_path))
-    assert (await status(again, DAY))[:8] == before[:8] == (*DAY, 2000, 250, 350, 0, 0)
-    assert granted(await again.exchange(ask(3, 100, spent=600))) == 700
-
-
-async def test_a_replaced_actor_refuses_everything(tmp_path: Path) -> None:
-    """Ray can run a singleton twice: the one whose store was taken over never answers again."""
-    old, new = BudgetActor(SETTINGS, str(tmp_path)), BudgetActor(SETTINGS, str(tmp_path))
-    await old.exchange(ask(1, 100))
-    await new.exchange(ask(2, 100))
-    for call in (lambda: old.exchange(ask(3, 100)), old.show, old.ping, lambda: old.set_limit(*DAY, 1)):
-        with pytest.raises(StoreFenced):
-            await call()
-    assert granted(await new.exchange(ask(3, 100))) == 300
-
-
-async def test_a_failed_commit_changes_nothing(tmp_path: Path) -> None:
-    """To the router it is as if the message had been lost; the next call works from what the store holds."""
-
-    class Failing(SqliteStore):
-        fail = False
-
-        def write(self, rows: Rows) -> None:
-            if Failing.fail:
-                raise StoreError("no room")
-            super().write(rows)
-
-    actor = BudgetActor(SETTINGS, str(tmp_path), open_store=Failing)
-    await actor.exchange(ask(1, 100))
-    Failing.fail = True
-    with pytest.raises(StoreError):
-        await actor.exchange(ask(2, 500, spent=50))
-    with pytest.raises(StoreError):
-        await actor.set_limit(*DAY, 5)
-    Failing.fail = False
-    assert (await status(actor, DAY))[3:6] == (1000, 0, 100)
-    assert granted(await actor.exchange(ask(2, 500, spent=50))) == 600
-
-
-async def test_a_store_error_does_not_let_an_old_actor_fence_its_successor(tmp_path: Path) -> None:
-    """An actor that opens its store again after an error must find its own epoch there."""
-
-    class FailsOnce(SqliteStore):
-        failures = itertools.count()
-
-        def write(self, rows: Rows) -> None:
-            if next(FailsOnce.failures) == 1:
-                raise StoreError("busy")
-            super().write(rows)
-
-    old, new = BudgetActor(SETTINGS, str(tmp_path), open_store=FailsOnce), BudgetActor(SETTINGS, str(tmp_path))
-    await old.exchange(ask(1, 100))
-    await new.exchange(ask(2, 100))
-    with pytest.raises(StoreError, match="busy"):
-        await old.exchange(ask(3, 100))
-    with pytest.raises(StoreFenced):
-        await old.exchange(ask(3, 100))
-    assert granted(await new.exchange(ask(3, 100))) == 300
-
-
-async def test_a_job_is_opened_with_its_own_maxima(tmp_path: Path) -> None:
-    """--max-tokens and --max-usd bound all of a job's life; opening it again replaces them and keeps its spend."""
-    actor = BudgetActor(BudgetSettings(), str(tmp_path))
-    limits = ScopeSettings.model_validate({"tokens": {"per_hour": 900}})
-    await actor.open_job("job", limits, max_tokens=300, max_usd=0.29)
-    answer = await actor.exchange(ask(1, 500))
-    refusal = answer.accounts[0].refusal
-    assert refusal is not None
-    assert refusal[:4] == ("job:job", "total", "tokens", 300)
-    shown = {row[:3]: row.limit for row in (await actor.show()).limits if row.limit is not None}
-    assert shown == {
-        ("job:job", "total", "tokens"): 300,
-        ("job:job", "total", "usd"): 290_000,
-        ("job:job", "hour", "tokens"): 900,
-    }
-    await actor.open_job("job", ScopeSettings())
-    assert granted(await actor.exchange(ask(2, 500))) == 500
-
-
-async def test_a_refused_change_leaves_nothing_behind(tmp_path: Path) -> None:
-    """A job with one good and one impossible limit is not opened halfway."""
-    actor = BudgetActor(SETTINGS, str(tmp_path))
-    with pytest.raises(ConfigError):
-        await actor.open_job("job", ScopeSettings(), max_tokens=5, max_usd=-1)
-    assert (await status(actor, DAY)).limit == 1000
-    assert "job:job" not in {row.scope for row in (await actor.show()).limits}
-
-
-async def test_the_clock_is_the_actors(tmp_path: Path) -> None:
-    """Leases and windows go by the clock it was given."""
-    now = 1_700_000_000.0
-    actor = BudgetActor(SETTINGS, str(tmp_path), lease_s=3.0, clock=lambda: now)
-    assert (await actor.exchange(ask(1, 100))).expires_in_s == 3.0
-    now += 3.0
-    assert (await status(actor, DAY))[4:7] == (100, 0, 100)
-
-
-GRANTS_UNTIL_KILLED = """
-import asyncio, sys
-from actors.budget.actor import BudgetActor
-from actors.budget.lease import AccountReport, Exchange, Totals
-from actors.messages import Account, Amount
-from actors.settings import BudgetSettings
-
-async def main():
-    actor = BudgetActor(BudgetSettings.model_validate({"tokens": {"per_day": 10**9}}), sys.argv[1])
-    for n in range(1, 10**6):
-        totals = Totals(spent=Amount(60 * (n - 1)), returned=Amount(20 * (n - 1)))
-        report = AccountReport(Account("premium", "job"), totals, Amount(100), Amount(100))
-        answer = await actor.exchange(Exchange("router", "1", n, (report,), opening=n == 1))
-        print(answer.accounts[0].granted_total.tokens, 60 * (n - 1), flush=True)
-
-asyncio.run(main())
-"""
-
-
-@pytest.mark.parametrize("lines", [1, 7, 40])
-def test_what_was_granted_survives_sigkill(tmp_path: Path, lines: int) -> None:
-    """Whatever an answer said before the kill, the reopened store holds at least that."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", GRANTS_UNTIL_KILLED, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-    )
-    assert child.stdout is not None
-    seen = [child.stdout.readline() for _ in range(lines)]
-    child.send_signal(signal.SIGKILL)
-    seen += child.stdout.readlines()
-    child.wait()
-    child.stdout.close()
-    assert child.returncode == -signal.SIGKILL
-    told_granted, told_spent = (
-        int(word) for word in next(line for line in reversed(seen) if line.endswith(b"\n")).split()
-    )
-    store = SqliteStore(tmp_path)
-    held = store.load().held[0]
-    store.close()
-    assert told_granted <= held.granted_tokens <= told_granted + 100
-    assert held.spent_tokens >= told_spent
-    counted = asyncio.run(status(BudgetActor(SETTINGS, str(tmp_path)), DAY))
-    assert counted.spent == held.spent_tokens
-    assert counted.reserved == held.granted_tokens - held.spent_tokens - held.returned_tokens
+def test_without_psycopg_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an extra, since most ledgers are files."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.delitem(sys.modules, "actors.budget.postgres", raising=False)
+    with pytest.raises(ConfigError, match=r'pip install "raycade\[postgres\]"'):
+        open_store("postgresql://somebody@nowhere/x")

@@ -277,8 +277,43 @@ def test_summary_as_data(eventful: Job) -> None:
         "tokens": 660_000,
         "cost_usd": 0.385,
         "breaker_opened": 3,
+        "overrun_tokens": 0,
+        "margin": 1.0,
     }
     assert told["files"]["journal"] == f"{eventful.out}.journal"
+
+
+# -- money that was not as expected ------------------------------------------------------------------------------------
+
+
+def test_answers_without_usage_are_told_with_what_was_booked(job: Job) -> None:
+    """Nobody knows what they cost, so they were charged whole; failed rows' answers count too."""
+    assert "without usage" not in job.words()
+    blind = (Attempt("premium", 0, "ok", 200, 0.1, unmetered_tokens=600),)
+    job.tally.result(Result(b"{}", 200, "premium", blind, Usage(0, 0), Amount(600, 70)), "premium")
+    assert "1 answer came without usage; it was booked at its reservation (600 tokens in all)." in job.words()
+    job.tally.failure("invalid_output", Failure("invalid_output", "", attempts=blind * 2, cost=Amount(1200, 140)))
+    assert "3 answers came without usage; each was booked at its reservation (1,800 tokens in all)." in job.words()
+
+
+def test_usage_above_its_reservation_is_told_with_the_margin(job: Job) -> None:
+    """The sum by tier, and how much wider the next reservations are."""
+    for overrun_tokens, margin_milli in ((1_000, 1_300), (200, 0), (34, 1_250)):
+        attempts = (Attempt("premium", 0, "ok", 200, 0.1, "", 0, overrun_tokens, margin_milli),)
+        job.tally.result(Result(b"{}", 200, "premium", attempts, Usage(9, 9), Amount(18, 1)), "premium")
+    words = job.words()
+    assert "1,234 tokens above reservations, charged all the same (margin of premium is now 1.3)." in words
+    assert "standard is now" not in words
+
+
+def test_a_margin_can_widen_though_no_reservation_was_passed(job: Job) -> None:
+    """An answer longer than allowed may still fit, since prompts use less than their bound; it is told all the same."""
+    attempts = (Attempt("premium", 0, "ok", 200, 0.1, margin_milli=2_200),)
+    job.tally.result(Result(b"{}", 200, "premium", attempts, Usage(9, 9), Amount(18, 1)), "premium")
+    assert (
+        "premium passed the bound of a prompt or an answer, though no reservation (margin of premium is now 2.2)"
+        in (job.words())
+    )
 
 
 # -- amounts ------------------------------------------------------------------------------------------------------------

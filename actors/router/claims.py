@@ -1,0 +1,205 @@
+"""The router's side of coalescing: claim a request's key, follow somebody's call or lead one, tell how it ended.
+
+Stands between the door and the cascade: `share` gets a request and what answers it, and asks the coalescer first. The
+rules are the table's (actors/coalescer/table.py); here are the waiting and the words that cross.
+
+A lead's answer runs in a task of its own, because it can outlive its caller: when the caller cancels, the call goes on
+as long as others wait for it, and the coalescer says when nobody does. Coalescing saves money and must never stop
+work: with the coalescer lost, a request makes its own call, and a call that lingers is cancelled.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, assert_never
+
+from actors.coalescer.actor import Claim, Finish, Leave, Linger, Publish
+from actors.coalescer.runaway import Runaway
+from actors.coalescer.table import Lead, Shared
+from actors.errors import ActorLost, LaneClosed, LaneTimeout, RunawayLoop
+from actors.lane import Lane, Peer
+from actors.messages import Amount, Failure, Request, Result
+from actors.settings import CoalesceSettings
+
+__all__ = ["Claims"]
+
+LEAD_GRACE_S = 30.0
+"""For so long beyond its deadline a request may hold its key, and word to the coalescer may be on its way."""
+PROMPT_S = 1.0
+"""A claim that took longer is taken off the request's deadline."""
+FINISH_S = 0.01
+"""For so long the ends of leads are gathered."""
+NOTHING = Amount()
+
+
+class Claims:
+    """One a router. The lane is opened and closed with the router's others."""
+
+    def __init__(self, owner: str, peer: Peer, settings: CoalesceSettings) -> None:
+        self.lane: Lane[Any, Any] = Lane(owner, peer, name="coalescer", on_up=self._lane_is, weigh=_weigh)
+        self._across_keys = settings.across_keys
+        self._claimants = 0
+        self._finished: list[tuple[bytes, int, Result | Failure]] = []
+        """Leads that have ended and that the coalescer has not been told of."""
+        self._lingering: dict[asyncio.Task[Result | Failure], None] = {}
+        self._closed = False
+
+    async def close(self) -> None:
+        """Cancel the calls whose callers are gone, and wait until they have settled. From here on no call lingers."""
+        self._closed = True
+        await asyncio.sleep(0)  # callers that were cancelled in this turn of the loop leave theirs now
+        for call in self._lingering:
+            _stop(call)
+        await asyncio.gather(*self._lingering, return_exceptions=True)
+
+    async def share(
+        self, request: Request, answer: Callable[[Request], Coroutine[Any, Any, Result | Failure]]
+    ) -> Result | Failure:
+        """The answer to a request with a digest: another's, or what `answer` brings, which others may then share."""
+        if not self.lane.up:
+            return await answer(request)
+        self._claimants += 1
+        claimant = self._claimants
+        key = self._key(request)
+        lease_s = request.deadline_s + LEAD_GRACE_S
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        claimed = await self._claim(key, claimant, request.deadline_s, lease_s)
+        waited_s = loop.time() - began
+        if waited_s > PROMPT_S:  # the deadline is the request's, however much of it went by in another's line
+            request = request._replace(deadline_s=max(0.0, request.deadline_s - waited_s))
+        match claimed:
+            case Lead():
+                caller: asyncio.Future[Result | Failure] = loop.create_future()
+                call = loop.create_task(answer(request))
+                # Not a `finally` around the answer: a task that is cancelled before its first step runs none of it.
+                call.add_done_callback(partial(self._lead_ended, key, claimed.generation, claimant, caller))
+                try:
+                    return await caller  # what asyncio.shield would do costs three times as much
+                except asyncio.CancelledError:
+                    self._linger(claimant, call, lease_s)
+                    raise
+            case Shared():
+                shared: Result | Failure = claimed.result
+                if isinstance(shared, Result):
+                    return shared._replace(coalesced=True, cost=NOTHING, attempts=())
+                return shared._replace(cost=NOTHING)
+            case Runaway():
+                return _refused(request, claimed)
+            case None:
+                return await answer(request)
+            case _:
+                assert_never(claimed)
+
+    # ------------------------------------------------------------------ inside
+
+    def _key(self, request: Request) -> bytes:
+        """Callers share with their own kind only, whichever door they come through, unless told otherwise."""
+        if self._across_keys or not request.key:
+            return request.digest
+        return hashlib.sha256(request.digest + request.key.encode()).digest()
+
+    async def _claim(
+        self, key: bytes, claimant: int, timeout_s: float, lease_s: float
+    ) -> Lead | Shared | Runaway | None:
+        """Claim a key. None: the coalescer is lost, or did not answer in time."""
+        try:
+            claimed: Lead | Shared | Runaway = await self.lane.call(Claim(key, lease_s, claimant), timeout_s)
+        except (asyncio.CancelledError, LaneTimeout) as error:
+            # The lane has cancelled the claim. But a Lead may have been on its way, and nobody else would ever get it.
+            self._tell(Leave(claimant))
+            if isinstance(error, LaneTimeout):
+                return None
+            raise
+        except (ActorLost, LaneClosed):
+            return None
+        return claimed
+
+    def _linger(self, claimant: int, call: "asyncio.Task[Result | Failure]", lease_s: float) -> None:
+        """The caller is gone. The call ends as soon as nobody else waits for it, or nobody can tell."""
+        if call.done():
+            return
+        self._lingering[call] = None
+        call.add_done_callback(self._lingering.pop)
+        if self._closed or not self.lane.up:
+            _stop(call)
+            return
+        try:
+            self.lane.post(Linger(claimant), lambda done: _stop(call), lease_s)
+        except LaneClosed:
+            _stop(call)
+
+    def _lane_is(self, up: bool) -> None:
+        """What is still to be handed over to a lost coalescer would wait for the next one; a lingering call must not."""
+        if not up:
+            for call in self._lingering:
+                _stop(call)
+
+    def _lead_ended(
+        self,
+        key: bytes,
+        generation: int,
+        claimant: int,
+        caller: "asyncio.Future[Result | Failure]",
+        call: "asyncio.Task[Result | Failure]",
+    ) -> None:
+        """Give the caller what its call brought, and tell the coalescer how it ended, without waiting for it."""
+        done: Result | Failure | None = None
+        if call.cancelled():
+            caller.cancel()
+        elif (error := call.exception()) is not None:
+            if not caller.done():
+                caller.set_exception(error)
+        else:
+            done = call.result()
+            if not caller.done():
+                caller.set_result(done)
+        if isinstance(done, Result) or (isinstance(done, Failure) and done.own_fault):
+            self._finished.append((key, generation, done))
+            if len(self._finished) == 1:
+                asyncio.get_running_loop().call_later(FINISH_S, self._finish)
+        else:
+            self._tell(Leave(claimant))
+
+    def _finish(self) -> None:
+        """Tell it of all that have finished lately; those that somebody follows are published."""
+        finished, self._finished = self._finished, []
+
+        def publish(wanted: object) -> None:
+            for at in wanted if isinstance(wanted, list) else ():
+                key, generation, done = finished[at]
+                self._tell(Publish(key, generation, done, _size(done), isinstance(done, Result)))
+
+        self._tell(Finish(tuple((key, generation) for key, generation, _ in finished)), publish)
+
+    def _tell(self, item: object, on_done: Callable[[object], None] = lambda done: None) -> None:
+        if self.lane.up:  # else it is lost, and its table with it
+            with contextlib.suppress(LaneClosed):
+                self.lane.post(item, on_done, LEAD_GRACE_S)
+
+
+def _stop(call: "asyncio.Task[Result | Failure]") -> None:
+    if not call.cancelling():  # once: a second time could hit it while it settles
+        call.cancel()
+
+
+def _refused(request: Request, runaway: Runaway) -> Failure:
+    error = RunawayLoop(request.digest.hex()[:12], runaway.what, runaway.times, runaway.limit, runaway.window_s)
+    return Failure("runaway_loop", str(error), retry_after_s=runaway.retry_after_s, own_fault=True)
+
+
+def _size(done: Result | Failure) -> int:
+    """What a result takes in the coalescer's memory, about."""
+    return 500 + len(done.body) + (len(done.parsed) if isinstance(done, Result) else 0)
+
+
+def _weigh(item: object) -> int:
+    match item:
+        case Publish():
+            return 150 + item.size
+        case Finish():
+            return 100 + 50 * len(item.leads)
+        case _:
+            return 150
