@@ -1,0 +1,48 @@
+"""Where the simulation looks into actors while they run. It changes nothing of what they do."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from actors.budget.actor import BudgetActor
+from actors.coalescer.actor import CoalescerActor
+from actors.coalescer.table import Lead
+from actors.router.flow import Router
+from tests.simulation.loop import Loop
+from tests.simulation.store import Disk
+
+__all__ = ["watch_promotions", "watch_reservations", "wrong_in_the_books"]
+
+
+def watch_reservations(router: Router, loop: Loop, disk: Disk) -> None:
+    """Note in which of the ledger's windows each reservation is made: there, and nowhere else, its call counts."""
+    reserve = router._purse.reserve
+
+    async def noted(account: Any, *args: Any) -> Any:
+        reserved = await reserve(account, *args)
+        loop.errands[asyncio.current_task()].periods.append((account.tier, disk.hour, disk.day))
+        return reserved
+
+    router._purse.reserve = noted  # type: ignore[assignment,method-assign]
+
+
+def watch_promotions(coalescer: CoalescerActor, promoted: Callable[[int], None]) -> None:
+    """Count the followers that become leads."""
+    table = coalescer._table
+    promote = table._promote
+
+    def counted(*args: Any) -> Any:
+        told = promote(*args)
+        promoted(sum(isinstance(answer, Lead) for _, answer in told))
+        return told
+
+    table._promote = counted  # type: ignore[assignment,method-assign]
+
+
+def wrong_in_the_books(budget: BudgetActor) -> Iterator[str]:
+    """What the ledger finds wrong with itself, a passed limit above all."""
+    if budget._ledger is not None:
+        try:
+            budget._ledger.check()
+        except AssertionError as error:
+            yield f"the ledger: {error}"
