@@ -18,7 +18,8 @@ from rich.console import Console
 
 from actors.budget.actor import BudgetActor
 from actors.budget.anomaly import shown
-from actors.budget.ledger import UNITS, WINDOWS, LimitKey, LimitStatus, Snapshot
+from actors.budget.limits import UNITS, WINDOWS, LimitKey
+from actors.budget.rows import LimitStatus, Snapshot
 from actors.budget.store import FILE_NAME
 from actors.errors import ConfigError
 from runtime.budget_view import drawn, per

@@ -1,6 +1,6 @@
 """What `raycade budget show` draws: each window as a bar, with its numbers and when it turns.
 
-    Snapshot (actors/budget/ledger.py) -> drawn() -> lines of text
+    Snapshot (actors/budget/rows.py) -> drawn() -> lines of text
 
 Lines fit 80 columns with everyday numbers, say all without colour, and fall back to ASCII where nothing else can be shown.
 """
@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from rich.text import Text
 
 from actors.budget.anomaly import HaltRow, PaceRow, shown, utc
-from actors.budget.ledger import WINDOWS, LimitStatus, Snapshot
+from actors.budget.limits import WINDOWS
+from actors.budget.rows import LimitStatus, Snapshot
 from runtime.batch.summary import span
 
 __all__ = ["bar", "drawn", "per"]

@@ -26,7 +26,7 @@ from ray.exceptions import RayError
 import actors
 import runtime
 from actors.budget.actor import BudgetActor
-from actors.budget.ledger import Snapshot
+from actors.budget.rows import Snapshot
 from actors.coalescer.actor import CoalescerActor
 from actors.errors import ClusterError, RaycadeError
 from actors.lane import Lane, RayPeer

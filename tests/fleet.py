@@ -7,7 +7,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, Protocol
 
-from actors.budget.lease import Exchange, Exchanged, LeaseBook, Refused, Reserved, Short
+from actors.budget.exchange import Exchange, Exchanged
+from actors.budget.lease import LeaseBook, Refused, Reserved, Short
 from actors.messages import Account, Amount
 
 __all__ = ["ACCOUNT", "RESERVATION", "Fleet", "new_book"]

@@ -19,8 +19,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from actors.budget.anomaly import Anomaly, in_words
-from actors.budget.lease import Exchange, Exchanged
-from actors.budget.ledger import UNITS, Ledger, Snapshot, pace_rules, whole_units, window_limits
+from actors.budget.exchange import Exchange, Exchanged
+from actors.budget.ledger import Ledger
+from actors.budget.limits import UNITS, pace_rules, whole_units, window_limits
+from actors.budget.rows import Snapshot
 from actors.budget.store import LedgerStore, StoreConflict, open_store
 from actors.errors import StoreError
 from actors.settings import BudgetSettings, ScopeSettings

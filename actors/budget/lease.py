@@ -1,18 +1,7 @@
-"""The lease: what a router and the budget actor say to each other, and the router's half of it.
+"""The lease: the router's half of what it and the budget actor say to each other (exchange.py).
 
 The budget actor grants amounts to holders (routers); a router reserves from what it was granted at once, with no call
-and no await. A few times a second the two exchange running totals, counted since the holder's incarnation began:
-
-    router -> ledger   spent, unknown, returned, beyond   (`Totals`), and what it wants
-    ledger -> router   granted
-
-Because both sides state totals and keep the larger one, a message that is lost, repeated, reordered or late changes
-nothing, and no operation needs an id of its own. What a holder may still spend is, at any time and on both sides,
-
-    outstanding = granted + beyond - spent - unknown - returned
-
-`beyond` is usage that no grant stood behind: usage above its reservation, or made while no limit applied to the
-account. It has happened, so it is charged whatever the limits say.
+and no await. A few times a second the two exchange running totals.
 
 A lease ends for the book at the latest when it ends for the ledger, since the book counts from the moment it SENT the
 question that was answered. Whatever was outstanding then, the ledger has booked as spent; so the book forgets it
@@ -29,20 +18,14 @@ several routers can never lock each other out, every remainder that is too small
 from collections.abc import Callable
 from typing import NamedTuple
 
-from actors.errors import BudgetExceeded
+from actors.budget.exchange import AccountReport, BudgetRefusal, Exchange, Exchanged, Totals
 from actors.messages import Account, Amount
 
 __all__ = [
-    "AccountGrant",
-    "AccountReport",
-    "BudgetRefusal",
-    "Exchange",
-    "Exchanged",
     "LeaseBook",
     "Refused",
     "Reserved",
     "Short",
-    "Totals",
 ]
 
 REPORT_EVERY_S = 0.5  # while anything is held or unreported; well below the lease and the promised second
@@ -55,84 +38,6 @@ IDLE_S = 1.0
 REFUSAL_HOLDS_S = 1.0  # then the ledger is asked again: somebody may have raised the limit
 
 NOTHING = Amount()
-
-
-class Totals(NamedTuple):
-    """What became of one account's grants since the incarnation began. None of them ever falls."""
-
-    spent: Amount = NOTHING
-    """Real usage, as the provider reports it."""
-    unknown: Amount = NOTHING
-    """Reservations whose outcome nobody saw; booked whole."""
-    returned: Amount = NOTHING
-    beyond: Amount = NOTHING
-    """The part of spent and unknown that no grant stood behind."""
-
-
-class BudgetRefusal(NamedTuple):
-    """The limit that leaves no room, even if everything reserved came back unspent."""
-
-    scope: str
-    window: str
-    unit: str
-    """`tokens` or `usd`; limit and spent are in tokens or micro-dollars."""
-    limit: int
-    spent: int
-    turns_in_s: float | None
-    """None: this window never turns."""
-    reason: str = ""
-    """When and why, where the scope was halted (`window` is then `halted`)."""
-
-    @property
-    def halted(self) -> bool:
-        return self.window == "halted"
-
-    def error(self) -> BudgetExceeded:
-        return BudgetExceeded(*self)
-
-
-class AccountReport(NamedTuple):
-    account: Account
-    totals: Totals
-    want: Amount
-    """What the book would like to be granted on top of what it holds."""
-    least: Amount
-    """The smallest reservation that waits: a grant below it would be useless. Zero: nobody waits."""
-
-
-class Exchange(NamedTuple):
-    """Router -> budget."""
-
-    holder: str
-    incarnation: str
-    """Unique for ever."""
-    sequence: int
-    """Grows with every message of a holder, across its incarnations."""
-    accounts: tuple[AccountReport, ...]
-    opening: bool = False
-    """No answer has come yet: the ledger may not know this incarnation, and all totals are zero."""
-    closing: bool = False
-    """The holder takes its leave: what it has not returned counts as spent."""
-
-
-class AccountGrant(NamedTuple):
-    account: Account
-    granted_total: Amount
-    unlimited: bool
-    """No limit applies to this account: reserve freely until the lease ends, and report what was spent."""
-    refusal: BudgetRefusal | None
-
-
-class Exchanged(NamedTuple):
-    """Budget -> router."""
-
-    sequence: int
-    valid: bool
-    """False: the incarnation is closed (it expired, or another one took its place)."""
-    expires_in_s: float
-    accounts: tuple[AccountGrant, ...]
-    gap_s: float = 0.0
-    """How long to wait from one message to the next: the more holders, the longer."""
 
 
 class Reserved(NamedTuple):

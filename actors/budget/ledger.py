@@ -39,44 +39,17 @@ Where it stands: `actor.py` calls `exchange`, writes `changes()` to the store, a
 """
 
 from collections.abc import Iterator, Mapping
-from decimal import ROUND_FLOOR, Decimal
 from typing import NamedTuple
 
-from actors.budget.anomaly import Anomaly, HaltRow, PaceRow, PaceRules, Watch, utc
-from actors.budget.lease import AccountGrant, AccountReport, BudgetRefusal, Exchange, Exchanged, Totals
+from actors.budget.anomaly import Anomaly, HaltRow, PaceRules, Watch, utc
+from actors.budget.exchange import AccountGrant, AccountReport, BudgetRefusal, Exchange, Exchanged, Totals
+from actors.budget.limits import HIGHEST, UNITS, WINDOWS, LimitKey, scopes_of
+from actors.budget.rows import CounterRow, HeldRow, HolderRow, LimitRow, LimitStatus, Rows, Snapshot
 from actors.errors import ConfigError
 from actors.messages import Account, Amount
-from actors.settings import BudgetSettings, ScopeSettings
 
-__all__ = [
-    "UNITS",
-    "WINDOWS",
-    "Anomaly",
-    "CounterRow",
-    "HaltRow",
-    "HeldRow",
-    "HolderRow",
-    "Ledger",
-    "LimitKey",
-    "LimitRow",
-    "LimitStatus",
-    "PaceRow",
-    "RequestLimits",
-    "Rows",
-    "Snapshot",
-    "pace_rules",
-    "request_limits",
-    "scopes_of",
-    "whole_units",
-    "window_limits",
-]
+__all__ = ["Ledger"]
 
-UNITS = ("tokens", "usd")
-"""In the order of an Amount's fields."""
-WINDOWS = {"hour": 3600, "day": 86_400, "total": 0}
-"""Seconds; 0: never turns."""
-HIGHEST = 2**62
-"""Any larger limit is cut to this, so that sums fit the store's 64 bits."""
 REMEMBER_CLOSED_S = 3600.0
 """An opening message that comes later than this would be taken for a new one; that wastes budget, it cannot overspend."""
 EXCHANGES_PER_S = 32
@@ -85,176 +58,6 @@ The rest is for those who begin, since the first message of each comes unasked."
 LEAST_GAPS = 4
 
 NOTHING = Amount()
-
-
-class LimitKey(NamedTuple):
-    scope: str
-    window: str
-    unit: str
-
-
-# -- limits from the configuration ---------------------------------------------------------------------------------
-
-
-def whole_units(value: float, unit: str) -> int:
-    """A configured number as tokens or micro-dollars, exact in decimal and rounded down: 0.29 USD is 290,000."""
-    exact = Decimal(repr(value)) * (1_000_000 if unit == "usd" else 1)
-    return min(int(exact.to_integral_value(ROUND_FLOOR)), HIGHEST)
-
-
-def scopes_of(account: Account) -> tuple[str, ...]:
-    named = (("tier", account.tier), ("job", account.job), ("key", account.key))
-    return ("all", *(f"{kind}:{name}" for kind, name in named if name))
-
-
-def _configured(settings: BudgetSettings) -> Iterator[tuple[str, ScopeSettings]]:
-    yield "all", settings
-    for kind, named in (("tier", settings.tiers), ("job", settings.jobs), ("key", settings.keys)):
-        for name, scope_settings in named.items():
-            yield f"{kind}:{name}", scope_settings
-
-
-def window_limits(settings: BudgetSettings) -> dict[LimitKey, int]:
-    limits = {}
-    for scope, scope_settings in _configured(settings):
-        for unit, given in zip(UNITS, (scope_settings.tokens, scope_settings.usd), strict=True):
-            for window, value in (("hour", given.per_hour), ("day", given.per_day)):
-                if value is not None:
-                    limits[LimitKey(scope, window, unit)] = whole_units(value, unit)
-    return limits
-
-
-def pace_rules(settings: BudgetSettings) -> PaceRules:
-    """What counts as an anomaly (anomaly.py), in whole units."""
-    anomaly = settings.anomaly
-    floor = Amount(anomaly.floor_tokens_per_minute, whole_units(anomaly.floor_usd_per_minute, "usd"))
-    return PaceRules(anomaly.factor, floor, anomaly.min_minutes, anomaly.stop)
-
-
-class RequestLimits(NamedTuple):
-    """`per_request`, which the router enforces: the least over an account's scopes, with the scope it comes from."""
-
-    tokens: int | None = None
-    usd_micros: int | None = None
-    tokens_scope: str = ""
-    usd_scope: str = ""
-
-    def refuse(self, spent: Amount, amount: Amount) -> BudgetRefusal | None:
-        """Whether another reservation of `amount` is too much for a request that has `spent` (or left unknown) so far."""
-        if self.tokens is not None and spent.tokens + amount.tokens > self.tokens:
-            return BudgetRefusal(self.tokens_scope, "request", "tokens", self.tokens, spent.tokens, None)
-        if self.usd_micros is not None and spent.usd_micros + amount.usd_micros > self.usd_micros:
-            return BudgetRefusal(self.usd_scope, "request", "usd", self.usd_micros, spent.usd_micros, None)
-        return None
-
-
-def request_limits(settings: BudgetSettings, account: Account) -> RequestLimits:
-    scopes = set(scopes_of(account))
-    mine = [(scope, scope_settings) for scope, scope_settings in _configured(settings) if scope in scopes]
-    tokens = [(whole_units(s.tokens.per_request, "tokens"), n) for n, s in mine if s.tokens.per_request is not None]
-    usd = [(whole_units(s.usd.per_request, "usd"), n) for n, s in mine if s.usd.per_request is not None]
-    least_tokens, tokens_scope = min(tokens, default=(None, ""))
-    least_usd, usd_scope = min(usd, default=(None, ""))
-    return RequestLimits(least_tokens, least_usd, tokens_scope, usd_scope)
-
-
-# -- what the store keeps ------------------------------------------------------------------------------------------
-
-
-class CounterRow(NamedTuple):
-    scope: str
-    window: str
-    period: int
-    """How many windows have turned since 1970."""
-    spent_tokens: int
-    spent_usd_micros: int
-    unknown_tokens: int
-    unknown_usd_micros: int
-    overrun_tokens: int
-    overrun_usd_micros: int
-
-
-class HolderRow(NamedTuple):
-    holder: str
-    incarnation: str
-    sequence: int
-    closed_at: float | None
-    """Unix seconds; a closed incarnation is remembered for a while so that its late messages are known for what they are."""
-
-
-class HeldRow(NamedTuple):
-    holder: str
-    incarnation: str
-    tier: str
-    job: str
-    key: str
-    granted_tokens: int
-    granted_usd_micros: int
-    spent_tokens: int
-    spent_usd_micros: int
-    unknown_tokens: int
-    unknown_usd_micros: int
-    returned_tokens: int
-    returned_usd_micros: int
-    beyond_tokens: int
-    beyond_usd_micros: int
-
-
-class LimitRow(NamedTuple):
-    """A limit that was set at run time, over the configured one. None: set to no limit at all."""
-
-    scope: str
-    window: str
-    unit: str
-    amount: int | None
-
-
-class Rows(NamedTuple):
-    """The rows that changed, or all of them. The held rows of a closed incarnation go with it."""
-
-    counters: tuple[CounterRow, ...] = ()
-    holders: tuple[HolderRow, ...] = ()
-    held: tuple[HeldRow, ...] = ()
-    limits: tuple[LimitRow, ...] = ()
-    forgotten: tuple[tuple[str, str], ...] = ()
-    """(holder, incarnation) of closed incarnations that need not be remembered any longer."""
-    paces: tuple[PaceRow, ...] = ()
-    halts: tuple[HaltRow, ...] = ()
-    resumed: tuple[str, ...] = ()
-    """Scopes whose halt has ended."""
-
-
-# -- what status shows ---------------------------------------------------------------------------------------------
-
-
-class LimitStatus(NamedTuple):
-    """One scope, window and unit; amounts in tokens or micro-dollars."""
-
-    scope: str
-    window: str
-    unit: str
-    limit: int | None
-    spent: int
-    """Includes `unknown`."""
-    reserved: int
-    unknown: int
-    overrun: int
-    """The part of spent that no reservation had covered."""
-    turns_in_s: float | None
-    set_at_run_time: bool
-
-
-class Snapshot(NamedTuple):
-    limits: tuple[LimitStatus, ...]
-    holders: int
-    halts: tuple[HaltRow, ...] = ()
-    """Scopes that are granted nothing until somebody resumes them."""
-    paces: tuple[PaceRow, ...] = ()
-    anomalies: tuple[Anomaly, ...] = ()
-    """The last ones that the budget actor that was asked has seen itself, oldest first."""
-
-
-# -- the ledger ----------------------------------------------------------------------------------------------------
 
 
 class _Cell:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from actors.budget.ledger import Rows
+from actors.budget.rows import Rows
 from actors.budget.tables import MIGRATIONS, TABLES, statements
 from actors.errors import StoreError
 

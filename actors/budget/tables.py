@@ -8,7 +8,8 @@ something old, and is refused.
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from actors.budget.ledger import CounterRow, HaltRow, HeldRow, HolderRow, LimitRow, PaceRow, Rows
+from actors.budget.anomaly import HaltRow, PaceRow
+from actors.budget.rows import CounterRow, HeldRow, HolderRow, LimitRow, Rows
 
 __all__ = ["MIGRATIONS", "TABLES", "Table", "statements"]
 

@@ -20,8 +20,9 @@ from uuid import uuid4
 
 import orjson
 
-from actors.budget.lease import Exchange, Exchanged, LeaseBook, Reserved
-from actors.budget.ledger import request_limits
+from actors.budget.exchange import Exchange, Exchanged
+from actors.budget.lease import LeaseBook, Reserved
+from actors.budget.limits import request_limits
 from actors.errors import ActorLost, BudgetExceeded, LaneClosed, LaneTimeout
 from actors.lane import Lane, Peer
 from actors.messages import Account, Amount, Answer, Attempt, Failure, Health, Refusal, Request, Result, TierCall, Usage

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import assert_never
 
-from actors.budget.lease import Exchange, Exchanged, LeaseBook, Refused, Reserved, Short
+from actors.budget.exchange import Exchange, Exchanged
+from actors.budget.lease import LeaseBook, Refused, Reserved, Short
 from actors.messages import Account, Amount
 
 __all__ = ["Purse"]

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from actors.budget.ledger import request_limits, window_limits
+from actors.budget.limits import request_limits, window_limits
 from actors.errors import InputError
 from actors.messages import Account, Amount, Request, Usage
 from actors.router.cost import Tariff

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from actors.budget.anomaly import Anomaly, in_words
-from actors.budget.ledger import Snapshot
+from actors.budget.rows import Snapshot
 from actors.budget.store import open_store
 from actors.errors import ConfigError, InputError, RaycadeError
 from runtime.batch.estimate import estimate, print_estimate

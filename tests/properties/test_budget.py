@@ -8,8 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actors.budget.lease import Exchange, Exchanged, LeaseBook, Refused, Reserved, Short
-from actors.budget.ledger import UNITS, WINDOWS, Ledger, LimitKey, Rows, scopes_of
+from actors.budget.exchange import Exchange, Exchanged
+from actors.budget.lease import LeaseBook, Refused, Reserved, Short
+from actors.budget.ledger import Ledger
+from actors.budget.limits import UNITS, WINDOWS, LimitKey, scopes_of
+from actors.budget.rows import Rows
 from actors.messages import Account, Amount
 
 LIMITS = {

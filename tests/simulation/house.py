@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from actors.budget.actor import BudgetActor
-from actors.budget.lease import Exchange, Exchanged
+from actors.budget.exchange import Exchange, Exchanged
 from actors.coalescer.actor import CoalescerActor
 from actors.messages import Failure, Result
 from actors.router.flow import Peers, Router

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from actors.budget.ledger import Rows
+from actors.budget.rows import Rows
 from actors.budget.store import StoreConflict
 from actors.budget.tables import TABLES
 from actors.errors import StoreError

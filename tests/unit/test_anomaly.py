@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from actors.budget.actor import BudgetActor
 from actors.budget.anomaly import Anomaly, HaltRow, PaceRow, PaceRules, Watch, in_words, shown, spend, utc
-from actors.budget.lease import AccountReport, BudgetRefusal, Exchange, Totals
-from actors.budget.ledger import Rows
+from actors.budget.exchange import AccountReport, BudgetRefusal, Exchange, Totals
+from actors.budget.rows import Rows
 from actors.budget.store import SqliteStore
 from actors.budget.webhook import Webhook, event
 from actors.errors import ConfigError, StoreError

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from actors.budget.actor import BudgetActor
-from actors.budget.lease import AccountReport, Exchange, Exchanged, Totals
-from actors.budget.ledger import LimitKey, LimitStatus, Rows
+from actors.budget.exchange import AccountReport, Exchange, Exchanged, Totals
+from actors.budget.limits import LimitKey
+from actors.budget.rows import LimitStatus, Rows
 from actors.budget.store import LedgerStore, SqliteStore, StoreConflict, open_store
 from actors.errors import ConfigError, StoreError
 from actors.messages import Account, Amount
@@ -285,7 +286,7 @@ async def test_the_clock_that_is_ahead_turns_the_window_for_all(ledger_place: st
 SPENDS = """
 import asyncio, sys
 from actors.budget.actor import BudgetActor
-from actors.budget.lease import AccountReport, Exchange, Totals
+from actors.budget.exchange import AccountReport, Exchange, Totals
 from actors.messages import Account, Amount
 from actors.settings import BudgetSettings
 

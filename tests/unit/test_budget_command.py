@@ -12,8 +12,8 @@ from rich.console import Console
 
 from actors.budget.actor import BudgetActor
 from actors.budget.anomaly import HaltRow, PaceRow
-from actors.budget.lease import AccountReport, Exchange, Totals
-from actors.budget.ledger import LimitStatus, Snapshot
+from actors.budget.exchange import AccountReport, Exchange, Totals
+from actors.budget.rows import LimitStatus, Snapshot
 from actors.errors import ConfigError
 from actors.messages import Account, Amount
 from actors.settings import BudgetSettings

@@ -5,18 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from actors.budget.lease import (
-    AccountGrant,
-    BudgetRefusal,
-    Exchange,
-    Exchanged,
-    LeaseBook,
-    Refused,
-    Reserved,
-    Short,
-    Totals,
-)
-from actors.budget.ledger import Ledger, LimitKey
+from actors.budget.exchange import AccountGrant, BudgetRefusal, Exchange, Exchanged, Totals
+from actors.budget.lease import LeaseBook, Refused, Reserved, Short
+from actors.budget.ledger import Ledger
+from actors.budget.limits import LimitKey
 from actors.errors import BudgetExceeded
 from actors.messages import Account, Amount
 from tests.fleet import ACCOUNT, Fleet, new_book

@@ -5,20 +5,20 @@ from collections.abc import Iterator
 import pytest
 
 from actors.budget.anomaly import HaltRow, PaceRules
-from actors.budget.lease import AccountReport, BudgetRefusal, Exchange, Exchanged, LeaseBook, Refused, Reserved, Totals
-from actors.budget.ledger import (
+from actors.budget.exchange import AccountReport, BudgetRefusal, Exchange, Exchanged, Totals
+from actors.budget.lease import LeaseBook, Refused, Reserved
+from actors.budget.ledger import Ledger
+from actors.budget.limits import (
     HIGHEST,
-    Ledger,
     LimitKey,
-    LimitStatus,
     RequestLimits,
-    Rows,
     pace_rules,
     request_limits,
     scopes_of,
     whole_units,
     window_limits,
 )
+from actors.budget.rows import LimitStatus, Rows
 from actors.errors import ConfigError
 from actors.messages import Account, Amount
 from actors.settings import BudgetSettings

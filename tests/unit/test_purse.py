@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from actors.budget.actor import BudgetActor
-from actors.budget.lease import Exchange, Exchanged, LeaseBook
+from actors.budget.exchange import Exchange, Exchanged
+from actors.budget.lease import LeaseBook
 from actors.errors import BudgetExceeded
 from actors.messages import Account, Amount
 from actors.router import purse as purse_module

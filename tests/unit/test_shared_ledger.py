@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import pytest
 
 from actors.budget.actor import BudgetActor
-from actors.budget.lease import Exchange, Exchanged
+from actors.budget.exchange import Exchange, Exchanged
 from actors.settings import BudgetSettings
 from tests.fleet import Fleet
 

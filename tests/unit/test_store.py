@@ -8,7 +8,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from actors.budget.ledger import CounterRow, HaltRow, HeldRow, HolderRow, LimitRow, PaceRow, Rows
+from actors.budget.anomaly import HaltRow, PaceRow
+from actors.budget.rows import CounterRow, HeldRow, HolderRow, LimitRow, Rows
 from actors.budget.store import FILE_NAME, LedgerStore, SqliteStore, StoreConflict, open_store
 from actors.budget.tables import MIGRATIONS
 from actors.errors import ConfigError, StoreError
