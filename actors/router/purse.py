@@ -22,6 +22,9 @@ __all__ = ["Purse"]
 TICK_S = 0.25
 GAP_S = 0.025
 """How often the book is looked at while somebody waits; that is no call."""
+PATIENCE_S = 0.4
+"""After so long without an answer the next message is sent, though the last may still be answered. Calls to an actor that has
+just died hang for over a second, and one that dies again and again would never be asked while it lives."""
 CALL_TIMEOUT_S = 3.0
 """Well below the lease: a hung call must not cost all of it. A lost exchange does no harm."""
 CLOSE_TIMEOUT_S = 5.0
@@ -36,6 +39,7 @@ class Purse:
         self._waiting: dict[Account, deque[tuple[Amount, asyncio.Future[Reserved]]]] = {}
         self._nudge = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._calls: set[asyncio.Task[bool]] = set()
         self.trouble = ""
         """Why the budget actor did not answer last time; empty when it did."""
 
@@ -53,14 +57,15 @@ class Purse:
         if self._task is None:
             return
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.wait({self._task, *self._calls}, timeout=PATIENCE_S)
+        for call in self._calls:
+            call.cancel()
         self._task = None
-        with contextlib.suppress(Exception):  # what is not given back counts as spent: safe
+        with contextlib.suppress(TimeoutError):  # what is not given back counts as spent: safe
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 while (message := self._book.draw_up(time.monotonic(), closing=True)) is not None:
-                    sent_at = time.monotonic()
-                    self._book.apply(await self._exchange(message), sent_at, time.monotonic())
+                    if not await self._call(message):
+                        await asyncio.sleep(TICK_S)
 
     async def reserve(self, account: Account, amount: Amount, timeout_s: float) -> Reserved:
         """Set `amount` aside, waiting for it if need be.
@@ -151,17 +156,26 @@ class Purse:
                 self._nudge.set()
 
     async def _say(self) -> None:
-        sent_at = time.monotonic()
-        message = self._book.draw_up(sent_at)
+        """Send what there is to say. Answers may come late, twice and in any order: the book takes them as they come."""
+        message = self._book.draw_up(time.monotonic())
         if message is None:
             return
+        call = asyncio.create_task(self._call(message))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        done, _ = await asyncio.wait({call}, timeout=PATIENCE_S)
+        if done and not call.result():
+            await asyncio.sleep(TICK_S)
+
+    async def _call(self, message: Exchange) -> bool:
+        """One exchange; False when it came to nothing."""
+        sent_at = time.monotonic()
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 answer = await self._exchange(message)
         except Exception as error:  # whatever it is: the totals are sent again with the next message
             self.trouble = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            await asyncio.sleep(TICK_S)
-            return
+            return False
         self.trouble = ""
         self._book.apply(answer, sent_at, time.monotonic())
         for account, line in list(self._waiting.items()):
@@ -170,3 +184,4 @@ class Purse:
                 self._serve(account, line, give_up_after=len(line))
             else:
                 del self._waiting[account]
+        return True

@@ -48,18 +48,25 @@ def test_four_routers_use_nearly_all_of_a_budget_and_never_more(mock: MockProces
     assert 0.98 * limit <= served(mock, "quick") <= limit, ended.stdout
 
 
+@pytest.mark.timeout(600)
 def test_a_budget_holds_while_its_actor_and_a_router_are_killed(mock: MockProcess, tmp_path: Path) -> None:
-    """The budget actor is killed every two seconds and a router in the middle: still never more than the budget, and
-    nearly all of it. What a dead router held counts as spent, so the budget is large beside one router's second."""
-    limit = 12_000_000
+    """The budget actor is killed every two seconds and a router in the middle: never more than the budget is served.
+
+    What a dead router held counts as spent, about a second of its calls: so the larger the budget, the more of it can be
+    used. Here at least nine tenths; with OVERSPEND_TOKENS=16000000 it takes two minutes, and 98% is asked for.
+    """
+    limit = int(os.environ.get("OVERSPEND_TOKENS", "4000000"))
+    least = 0.98 if limit >= 16_000_000 else 0.9
     job = budgeted(tmp_path, mock, "slow", limit)
-    job.rows(chat(number, max_tokens=200) for number in range(70_000))
+    job.rows(chat(number, max_tokens=200) for number in range(limit // 170))
+    mock.reset()
     process = job.start("--window", str(WINDOW))
-    killed = 0
+    killed, router_killed = 0, False
+    deadline = time.monotonic() + 160 + limit / 100_000
     try:
         wait_until(lambda: served(mock, "slow") > 0, process)
-        router_killed = False
-        while process.poll() is None and killed < 100:
+        while process.poll() is None:
+            assert time.monotonic() < deadline, "the job does not end"
             time.sleep(2.0)
             for pid in actor_pids(process.pid, "BudgetActor"):
                 os.kill(pid, signal.SIGKILL)
@@ -74,4 +81,4 @@ def test_a_budget_holds_while_its_actor_and_a_router_are_killed(mock: MockProces
     assert process.returncode == 4, said
     assert router_killed
     assert killed >= 5
-    assert 0.98 * limit <= served(mock, "slow") <= limit, said
+    assert least * limit <= served(mock, "slow") <= limit, said
