@@ -21,7 +21,7 @@ os.environ.setdefault(
 )  # its new default, which else is announced in a warning
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 import actors
 import runtime
@@ -45,6 +45,7 @@ READY_TIMEOUT_S = 120.0
 EMBEDDED = {"RAY_task_events_report_interval_ms": "0", "RAY_event_stats": "0"}
 """An embedded Ray has no dashboard, so nobody reads its record of every actor call, which costs a tenth of the CPU."""
 CLOSE_TIMEOUT_S = 8.0
+ASK_AGAIN_S = 0.25
 
 
 class Cluster:
@@ -86,14 +87,8 @@ class Cluster:
                 self._make(f"tier/{tier.name}/{index}", TierActor, tier)
         for index in range(config.router.replicas):
             self._make(f"router/{index}", RouterActor, partial(_make_router, prefix, index, config, prices, _digest()))
-        try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                routers = [handle.open.remote() for name, handle in self.handles.items() if name.startswith("router/")]
-                await asyncio.gather(*routers)
-        except TimeoutError:
-            raise ClusterError(f"the actors did not start within {READY_TIMEOUT_S:g} s") from None
-        except RayError as error:
-            raise _plain(error) from None
+        routers = [name for name in self.handles if name.startswith("router/")]
+        await asyncio.gather(*(self._ask(name, "open", timeout_s=READY_TIMEOUT_S) for name in routers))
 
     def _make(self, name: str, plain: type, *args: object) -> None:
         options = {
@@ -118,26 +113,27 @@ class Cluster:
 
     async def open_job(self, job: str, max_tokens: int | None, max_usd: float | None) -> None:
         """Give the job's scope in the ledger its own limits. Raises RaycadeError."""
-        try:
-            async with asyncio.timeout(30.0):
-                await self.handles["budget"].open_job.remote(
-                    job, self._config.budget.jobs.get(job, ScopeSettings()), max_tokens=max_tokens, max_usd=max_usd
-                )
-        except RayError as error:
-            raise _plain(error) from None
-        except TimeoutError:
-            raise ClusterError("the budget actor does not answer") from None
+        limits = self._config.budget.jobs.get(job, ScopeSettings())
+        await self._ask("budget", "open_job", job, limits, max_tokens=max_tokens, max_usd=max_usd, timeout_s=30.0)
 
     async def budget(self) -> Snapshot:
         """What the ledger says now. Raises RaycadeError."""
+        snapshot: Snapshot = await self._ask("budget", "show", timeout_s=10.0)
+        return snapshot
+
+    async def _ask(self, name: str, method: str, *args: Any, timeout_s: float, **named: Any) -> Any:
+        """Call an actor's method, again while it is being restarted: only what may be done twice. Raises RaycadeError."""
         try:
-            async with asyncio.timeout(10.0):
-                snapshot: Snapshot = await self.handles["budget"].show.remote()
-                return snapshot
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    try:
+                        return await getattr(self.handles[name], method).remote(*args, **named)
+                    except RayActorError:
+                        await asyncio.sleep(ASK_AGAIN_S)
         except RayError as error:
             raise _plain(error) from None
         except TimeoutError:
-            raise ClusterError("the budget actor does not answer") from None
+            raise ClusterError(f"the actor {name} does not answer within {timeout_s:g} s") from None
 
     async def close(self) -> None:
         """Let the routers give back what they hold, then end the actors, and Ray if it is ours. Never raises."""

@@ -1,5 +1,6 @@
 """A batch job as a user runs it: the real command in a process of its own, and what it leaves behind."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -7,14 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import yaml
 
+from actors.budget.actor import BudgetActor
+from runtime.config import load_config
 from runtime.mock.content import echo
 
-__all__ = ["ROOT", "Job", "actor_pids", "chat", "descendants", "end", "wait_until"]
+__all__ = ["ROOT", "Booked", "Job", "actor_pids", "booked", "chat", "descendants", "end", "wait_until"]
 
 PYTHON = sys.executable
 ROOT = Path(__file__).parents[2]
@@ -135,3 +138,19 @@ def end(process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in below):
         time.sleep(0.1)
+
+
+class Booked(NamedTuple):
+    """What the ledger has of all of today, in tokens or micro-dollars."""
+
+    spent: int
+    """Includes `unknown`, what nobody saw the end of."""
+    reserved: int
+    unknown: int
+    overrun: int
+
+
+def booked(job: Job, unit: str = "tokens") -> Booked:
+    snapshot = asyncio.run(BudgetActor(load_config(str(job.config), {}).budget, str(job.state)).show())
+    status = next(s for s in snapshot.limits if (s.scope, s.window, s.unit) == ("all", "day", unit))
+    return Booked(status.spent, status.reserved, status.unknown, status.overrun)

@@ -1,6 +1,5 @@
 """`raycade batch` as its users run it: a real Ray, real HTTP to the mock endpoint, and bad days."""
 
-import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -9,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from actors.budget.actor import BudgetActor
-from runtime.config import load_config
 from runtime.mock.process import MockProcess
-from tests.e2e.jobs import Job, actor_pids, chat, end, wait_until
+from tests.e2e.jobs import Job, actor_pids, booked, chat, end, wait_until
 
 SCENARIO: dict[str, Any] = {
     "seed": 11,
@@ -44,14 +41,6 @@ def tier(mock: MockProcess, name: str, **settings: object) -> dict[str, Any]:
 def meter(mock: MockProcess, name: str) -> dict[str, Any]:
     counts: dict[str, Any] = mock.stats()["tiers"][name]
     return counts
-
-
-def booked(job: Job) -> tuple[int, int]:
-    """Tokens of all of today as the ledger has them: spent (what nobody saw the end of included), and reserved."""
-    settings = load_config(str(job.config), {}).budget
-    snapshot = asyncio.run(BudgetActor(settings, str(job.state)).show())
-    status = next(s for s in snapshot.limits if (s.scope, s.window, s.unit) == ("all", "day", "tokens"))
-    return status.spent, status.reserved
 
 
 def test_every_row_has_its_own_answer_though_a_fifth_of_the_calls_fail(mock: MockProcess, tmp_path: Path) -> None:
@@ -103,9 +92,9 @@ def test_a_job_survives_the_death_of_every_kind_of_actor(mock: MockProcess, tmp_
         end(process)
     assert process.returncode == 0, said
     job.check_answers(9000)
-    spent, reserved = booked(job)
-    assert spent >= meter(mock, "slow")["total_tokens"], "the endpoint served more than was booked"
-    assert reserved == 0
+    books = booked(job)
+    assert books.spent >= meter(mock, "slow")["total_tokens"], "the endpoint served more than was booked"
+    assert books.reserved == 0
 
 
 def test_sick_tiers_cost_little_but_probes(mock: MockProcess, tmp_path: Path) -> None:

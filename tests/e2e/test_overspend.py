@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from runtime.mock.process import MockProcess
-from tests.e2e.jobs import Job, actor_pids, chat, end, wait_until
+from tests.e2e.jobs import Job, actor_pids, booked, chat, end, wait_until
 
 ROUTERS = 4
 WINDOW = 2000
@@ -82,3 +83,20 @@ def test_a_budget_holds_while_its_actor_and_a_router_are_killed(mock: MockProces
     assert router_killed
     assert killed >= 5
     assert least * limit <= served(mock, "slow") <= limit, said
+
+
+def test_calls_that_report_failure_though_they_ran_change_no_books(mock: MockProcess, tmp_path: Path) -> None:
+    """Ray loses requests and replies of actor calls, some of which were executed: each row once, and all served is booked."""
+    limit = 1_500_000
+    job = budgeted(tmp_path, mock, "quick", limit)
+    job.rows(chat(number) for number in range(4000))
+    mock.reset()
+    odds = {"num_failures": 40, "req_failure_prob": 5, "in_flight_failure_prob": 5, "resp_failure_prob": 10}
+    job.env["RAY_testing_rpc_failure"] = orjson.dumps({"CoreWorkerService.grpc_client.PushTask": odds}).decode()
+    ended = job.run("--window", "500")
+    assert ended.returncode == 0, ended.stdout
+    job.check_answers(4000)
+    assert "rows lost the actor that held them" in ended.stdout, "no call failed, so nothing was tried"
+    books = booked(job)
+    assert served(mock, "quick") <= books.spent <= limit
+    assert books.reserved == 0
