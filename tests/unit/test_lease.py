@@ -363,6 +363,41 @@ def test_at_its_end_a_budget_is_used_up_with_at_most_50_calls_a_second(routers: 
     assert fleet.busiest_second() <= 50
 
 
+class Stepped:
+    """A ledger whose wall clock has been set: `steps` says from which time on it shows how much more than that time."""
+
+    def __init__(self, ledger: Ledger, steps: list[tuple[float, float]]) -> None:
+        self.ledger, self.steps = ledger, steps
+
+    def exchange(self, message: Exchange, now: float) -> Exchanged:
+        return self.ledger.exchange(message, now + [ahead for since, ahead in self.steps if since <= now][-1])
+
+    def check(self) -> None:
+        self.ledger.check()
+
+
+@pytest.mark.parametrize(
+    ("steps", "least"), [([], 0.98), ([(4.0, 2596.0), (5.0, 4596.0)], 0.5)], ids=["steady", "back and forth"]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_an_hour_that_turns_under_load_gives_its_budget_once(
+    seed: int, steps: list[tuple[float, float]], least: float
+) -> None:
+    """With 2,000 in flight the hour turns after four seconds; then the clock is set back 1,000 s and ahead 2,000 s.
+
+    The leap ahead ends all leases, and what was in flight counts as spent: that wastes budget and never overspends it.
+    """
+    limit = 3_000_000
+    ledger = Ledger({LimitKey("all", "hour", "tokens"): limit})
+    fleet = Fleet(Stepped(ledger, [(0.0, 3596.0), *steps]), routers=4, in_flight=2000, seed=seed)
+    fleet.run(until=4.0)
+    before = fleet.served
+    assert 0.3 * limit < before <= limit
+    fleet.run(until=300.0)
+    assert fleet.refused == 2000
+    assert least * limit <= fleet.served - before <= limit
+
+
 def test_many_routers_keep_their_distance_and_their_leases() -> None:
     """100 routers speak about every three seconds each. They hold enough for two such gaps, and a lease of four, of 2 s otherwise."""
     fleet = Fleet(Ledger({LimitKey("all", "day", "tokens"): 10**12}, 2.0), routers=100, in_flight=1000, seed=4)
