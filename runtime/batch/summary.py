@@ -321,7 +321,7 @@ def _ending(told: Mapping[str, Any]) -> Iterator[str]:
             yield f"Failed rows count as done and are not tried again. {again}"
         case "budget":
             yield f"Stopped by a budget: {message}."
-            yield f"{resume}, once the budget has been raised or its window has turned. {again}"
+            yield f"{resume}, once the budget has been raised, its window has turned or what was halted is resumed. {again}"
         case "interrupted":
             yield "Interrupted: the rows that were in flight have been finished."
             yield f"{resume}. {again}"

@@ -251,7 +251,9 @@ class History:
 
     def _make_coalescer(self) -> CoalescerActor:
         actor = CoalescerActor(self.scenario.coalesce)
-        watch_promotions(actor, lambda number: self.count("promotions", number))
+        watch_promotions(
+            actor, lambda number: self.count("promotions", number), lambda what: self.breaks("coalescing", what)
+        )
         return actor
 
     async def _open_router(self, node: Node, process: Process) -> None:

@@ -156,7 +156,7 @@ def a_purse_that_forgets_nobody_who_waited() -> Patch:
         (a_router_that_sends_each_attempt_under_the_first_reservation, "overspend"),
         (a_store_that_lets_the_overtaken_write, "books"),
         (a_budget_actor_that_answers_what_it_could_not_commit, "books"),
-        (a_table_that_promotes_nobody, "hang"),
+        (a_table_that_promotes_nobody, "coalescing"),
         (a_purse_that_forgets_nobody_who_waited, "leak"),
     ],
 )

@@ -26,17 +26,21 @@ def watch_reservations(router: Router, loop: Loop, disk: Disk) -> None:
     router._purse.reserve = noted  # type: ignore[assignment,method-assign]
 
 
-def watch_promotions(coalescer: CoalescerActor, promoted: Callable[[int], None]) -> None:
-    """Count the followers that become leads."""
+def watch_promotions(coalescer: CoalescerActor, promoted: Callable[[int], None], broken: Callable[[str], None]) -> None:
+    """Count the followers that become leads; those whom nobody will ever tell anything are a broken promise."""
     table = coalescer._table
     promote = table._promote
 
-    def counted(*args: Any) -> Any:
-        told = promote(*args)
+    def counted(key: bytes, entry: Any, *args: Any) -> Any:
+        gone = entry.lead
+        told = promote(key, entry, *args)
         promoted(sum(isinstance(answer, Lead) for _, answer in told))
+        forgotten = coalescer._waiting.keys() - table.tickets() - {gone} - {ticket for ticket, _ in told}
+        if forgotten:
+            broken(f"{len(forgotten)} wait for a call that nobody makes, {min(forgotten)} among them")
         return told
 
-    table._promote = counted  # type: ignore[assignment,method-assign]
+    table._promote = counted  # type: ignore[method-assign]
 
 
 def wrong_in_the_books(budget: BudgetActor) -> Iterator[str]:

@@ -214,7 +214,7 @@ def test_a_resumed_run_tells_what_was_done_before(job: Job) -> None:
         (
             Ending("budget", "budget of scope 'all' per day: not enough left"),
             "Stopped by a budget: budget of scope 'all' per day: not enough left.",
-            "The same command goes on where it stopped, once the budget has been raised or its window has turned.",
+            "The same command goes on where it stopped, once the budget has been raised, its window has turned or what was halted is resumed.",
         ),
         (
             Ending("interrupted", "interrupted"),
