@@ -16,8 +16,9 @@ from functools import partial
 from typing import Any, NamedTuple, assert_never
 
 from actors.coalescer.runaway import Loops
-from actors.coalescer.table import Shared, Table, Told, Unwanted
+from actors.coalescer.table import Lead, Shared, Table, Told, Unwanted
 from actors.lane import Batch, Cancel, Complete, LaneHost, LaneServer
+from actors.messages import pickled_flat
 from actors.settings import CoalesceSettings
 
 __all__ = ["Claim", "CoalescerActor", "Finish", "Leave", "Linger", "Publish"]
@@ -66,6 +67,8 @@ class Leave(NamedTuple):
 
     claimant: int
 
+
+pickled_flat(Claim, Finish, Publish, Linger, Leave, Lead, Shared)
 
 Item = Claim | Finish | Publish | Linger | Leave
 _Ticket = tuple[str, int]  # lane and claimant

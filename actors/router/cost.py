@@ -111,6 +111,8 @@ class Margins(NamedTuple):
 
     def widened(self, bound: Bound, usage: Usage) -> "Margins":
         """The margins after a reply: the same, unless its usage passes what they would have allowed it."""
+        if usage.prompt_tokens <= bound.prompt_tokens and usage.completion_tokens <= bound.completion_tokens:
+            return self
         prompt = _wider(self.prompt_milli, bound.prompt_tokens, usage.prompt_tokens)
         completion = _wider(self.completion_milli, bound.completion_tokens, usage.completion_tokens)
         return self if (prompt, completion) == self else Margins(prompt, completion)
@@ -174,7 +176,11 @@ class Tariff:
 
     def bound(self, request: Request, margins: Margins = NO_MARGINS) -> Amount:
         """The most that one attempt of `request` can cost at this tier: what is reserved for it."""
-        prompt, completion = self.tokens(request)
+        return self.most(self.tokens(request), margins)
+
+    def most(self, tokens: Bound, margins: Margins) -> Amount:
+        """What so many tokens cost at most, with the tier's margins."""
+        prompt, completion = tokens
         if margins is not NO_MARGINS:
             prompt = -(-prompt * margins.prompt_milli // MILLI)
             completion = -(-completion * margins.completion_milli // MILLI)

@@ -27,7 +27,7 @@ from actors.errors import ActorLost, BudgetExceeded, LaneClosed, LaneTimeout
 from actors.lane import Lane, Peer
 from actors.messages import Account, Amount, Answer, Attempt, Failure, Health, Refusal, Request, Result, TierCall, Usage
 from actors.router.claims import Claims
-from actors.router.cost import NO_MARGINS, Tariff
+from actors.router.cost import NO_MARGINS, Bound, Tariff
 from actors.router.plan import ActorState, GiveUp, Past, TierState, Try, Wait, decide
 from actors.router.purse import Purse
 from actors.router.retries import RetryBudget
@@ -272,7 +272,8 @@ class Router:
         """Reserve, call, settle. Returns what came and what it cost; failures are noted in `past`."""
         state = tier.state
         account = Account(state.settings.name, request.job, request.key)
-        bound = tier.tariff.bound(request, tier.margins)
+        tokens = tier.tariff.tokens(request)
+        bound = tier.tariff.most(tokens, tier.margins)
         refusal = self._request_limits(account).refuse(spent, bound)
         if refusal is not None:
             # One that had spent before had bad luck: who asks the same may well have an answer at the first attempt.
@@ -303,10 +304,10 @@ class Router:
             done = WITHDRAWN
 
         try:
-            done = await self._call(request, tier, index, past, withdrawn)
+            done = await self._call(request, tier, index, tokens, past, withdrawn)
             margins = tier.margins
         finally:
-            cost = self._settle(tier, request, reserved, done)
+            cost = self._settle(tier, tokens, reserved, done)
         if isinstance(done, Refusal):
             return done, cost
         if isinstance(done, Failure):
@@ -325,7 +326,13 @@ class Router:
         return done, cost
 
     async def _call(
-        self, request: Request, tier: _Tier, index: int, past: Past, on_withdrawn: Callable[[], None]
+        self,
+        request: Request,
+        tier: _Tier,
+        index: int,
+        tokens: Bound,
+        past: Past,
+        on_withdrawn: Callable[[], None],
     ) -> Answer | Failure | Refusal:
         actor = tier.state.actors[index]
         now = time.monotonic()
@@ -340,8 +347,7 @@ class Router:
             min(settings.timeout_s, left_s),
             INTERACTIVE_QUEUE_S if request.interactive else left_s,
             left_s if waits else RATE_PATIENCE_S,
-            tier.tariff.tokens(request).prompt_tokens // 4
-            + (request.max_tokens or settings.max_output_tokens) * request.choices,
+            tokens.prompt_tokens // 4 + (request.max_tokens or settings.max_output_tokens) * request.choices,
         )
         actor.outstanding += 1
         tier.retries.deposit(now)
@@ -364,7 +370,7 @@ class Router:
         return done
 
     def _settle(
-        self, tier: _Tier, request: Request, reserved: Reserved, done: Answer | Failure | Refusal | None
+        self, tier: _Tier, tokens: Bound, reserved: Reserved, done: Answer | Failure | Refusal | None
     ) -> Amount:
         """Charge what the attempt cost; what nobody can tell is charged whole. A bound that was passed widens the next."""
         usage = None if done is None or isinstance(done, Refusal) else done.usage
@@ -372,9 +378,9 @@ class Router:
             spent = unknown = NOTHING
         elif usage is not None:
             spent, unknown = tier.tariff.cost(usage), NOTHING
-            tier.margins = tier.margins.widened(tier.tariff.tokens(request), usage)
-            over = spent.minus(reserved.amount)
-            if over.tokens > 0 or over.usd_micros > 0:
+            tier.margins = tier.margins.widened(tokens, usage)
+            if spent.tokens > reserved.amount.tokens or spent.usd_micros > reserved.amount.usd_micros:
+                over = spent.minus(reserved.amount)
                 tier.overrun = tier.overrun.plus(Amount(max(0, over.tokens), max(0, over.usd_micros)))
         else:
             spent, unknown = NOTHING, reserved.amount
