@@ -45,7 +45,7 @@ check: $(TEST)
 
 test: check
 	@echo "== all tests (pytest, two processes: most of them wait for Ray)"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
 
 fast: $(TEST)
 	@$(BIN)/python -m pytest tests/unit
