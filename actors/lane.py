@@ -344,7 +344,9 @@ class Lane(Generic[Item, Done]):
         on_note: Callable[[Any], None] = lambda note: None,
         on_up: Callable[[bool], None] = lambda up: None,
         weigh: Callable[[Item], int] = lambda item: 200,
+        keep_waiting: bool = True,
     ) -> None:
+        """`keep_waiting`: when the peer is lost, items that had not left go to the next one; else they end too, as not sent."""
         self.owner = owner
         self.name = name or owner
         self.up = False
@@ -355,6 +357,7 @@ class Lane(Generic[Item, Done]):
         self._on_note = on_note
         self._on_up = on_up
         self._weigh = weigh
+        self._keep_waiting = keep_waiting
         self._generation = 0
         self._number = 0
         self._handed_over = 0  # numbers up to here were given to submit()
@@ -524,8 +527,9 @@ class Lane(Generic[Item, Done]):
         """The peer is gone: everything that was handed over ends as ActorLost; what still waits goes to the next one."""
         self._cancel.clear()
         if not self._closed:
-            handed_over = [number for number in self._entries if number <= self._handed_over]
-            self._end(handed_over, lambda number: ActorLost(self.name, sent=True))
+            sent = self._handed_over
+            lost = [number for number in self._entries if number <= sent or not self._keep_waiting]
+            self._end(lost, lambda number: ActorLost(self.name, sent=number <= sent))
 
     async def _sweep(self) -> None:
         while True:

@@ -122,21 +122,23 @@ class BudgetActor:
 
     def _committed(self, act: Callable[[Ledger, float], T]) -> T:
         """What `act` returns, once what it changed is in the store; if that fails, it has changed nothing."""
+        reason = ""
         try:
-            if self._store is None:
-                self._store = self._open_store(self._place)
-                self._ledger = self._loaded(self._store, lock=False)
-            for _ in range(TRIES):
-                assert self._ledger is not None
+            for again in range(TRIES):
                 try:
+                    if self._store is None:
+                        self._store = self._open_store(self._place)
+                        self._ledger = self._loaded(self._store, lock=False)
+                    elif again:
+                        # locked: nobody comes first again
+                        self._ledger = self._loaded(self._store, lock=True)
+                    assert self._ledger is not None
                     result = act(self._ledger, self._clock())
                     self._store.write(self._ledger.changes())
                     self._tell(self._ledger.anomalies())
                     return result
                 except StoreConflict as conflict:
                     reason = str(conflict)
-                    # locked: nobody comes first again
-                    self._ledger = self._loaded(self._store, lock=True)
             raise StoreError(f"{reason}, {TRIES} times in a row")
         except BaseException:
             self._close()

@@ -38,7 +38,9 @@ class Claims:
     """One a router. The lane is opened and closed with the router's others."""
 
     def __init__(self, owner: str, peer: Peer, settings: CoalesceSettings) -> None:
-        self.lane: Lane[Any, Any] = Lane(owner, peer, name="coalescer", on_up=self._lane_is, weigh=_weigh)
+        self.lane: Lane[Any, Any] = Lane(
+            owner, peer, name="coalescer", on_up=self._lane_is, weigh=_weigh, keep_waiting=False
+        )
         self._across_keys = settings.across_keys
         self._claimants = 0
         self._finished: list[tuple[bytes, int, Result | Failure]] = []

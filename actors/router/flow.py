@@ -42,6 +42,8 @@ RATE_PATIENCE_S = 0.5
 STRUCTURED_RETRIES = 2
 HALTED_LOOK_S = 30.0
 """Nobody knows when a halted scope goes on; look again so often."""
+EXHAUSTED_LOOK_S = 5.0
+"""A tier without budget is asked for some again so often: somebody may have raised its limit."""
 NOTHING = Amount()
 NO_USAGE = Usage(0, 0)
 WITHDRAWN = Refusal("queue", 0.0, "cancelled before it was sent")
@@ -154,6 +156,7 @@ class Router:
                     on_note=partial(_observe, actor),
                     on_up=partial(setattr, actor, "up"),
                     weigh=lambda call: len(call.body) + 250,
+                    keep_waiting=False,
                 )
                 tier.lanes.append(lane)
         if self._peers.coalescer is not None and self._coalesce.enabled:
@@ -277,7 +280,8 @@ class Router:
         refusal = self._request_limits(account).refuse(spent, bound)
         if refusal is not None:
             # One that had spent before had bad luck: who asks the same may well have an answer at the first attempt.
-            last, own_fault = past.failure, spent == NOTHING
+            # And the limit of a job or a key is nobody else's.
+            last, own_fault = past.failure, spent == NOTHING and not refusal.scope.startswith(("job:", "key:"))
             failure = Failure("budget_exceeded", str(refusal.error()), own_fault=own_fault)
             self._note(tier, index, past, failure)
             if last is not None:  # the row's line shows the last response that there was
@@ -288,8 +292,8 @@ class Router:
         except BudgetExceeded as error:
             # a halt ends when somebody ends it: look again as after a window that turns, not never
             again_s = HALTED_LOOK_S if error.halted else error.turns_in_s
-            if error.scope.startswith("tier:") and again_s is not None:
-                state.exhausted_until = time.monotonic() + min(again_s, 5.0)
+            if error.scope.startswith("tier:"):
+                state.exhausted_until = time.monotonic() + min(EXHAUSTED_LOOK_S, again_s or EXHAUSTED_LOOK_S)
                 past.failure = Failure("all_tiers_exhausted", str(error))
                 if any(_might_serve(other, request, past) for other in self._states[request.start_tier :]):
                     return None, NOTHING
@@ -335,6 +339,8 @@ class Router:
         on_withdrawn: Callable[[], None],
     ) -> Answer | Failure | Refusal:
         actor = tier.state.actors[index]
+        if not actor.up:  # it died while the call waited for its budget
+            return Refusal("queue", 0.0, "its actor is away")
         now = time.monotonic()
         left_s = max(0.05, past.deadline - now)
         settings = tier.state.settings

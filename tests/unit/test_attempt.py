@@ -130,6 +130,19 @@ async def test_bad_luck_that_used_up_a_requests_limit_is_not_shared(tmp_path: Pa
 
 
 @timed
+async def test_a_jobs_own_limit_fails_no_other_job(tmp_path: Path) -> None:
+    """Two jobs ask the same at once; the first may not spend so much on a request, the second may."""
+    budget = {"jobs": {"poor": {"tokens": {"per_request": 50}}}}
+    async with house(tmp_path, one_tier(lambda number: answer()), budget=budget) as made:
+        poor = made.ask(0, digest=b"k" * 32, job="poor")
+        rich = made.ask(1, digest=b"k" * 32, job="rich")
+        refused, served = await asyncio.gather(poor, rich)
+        assert isinstance(refused, Failure)
+        assert refused.kind == "budget_exceeded"
+        assert isinstance(served, Result)
+
+
+@timed
 async def test_a_window_that_refuses_a_further_attempt_tells_what_was_spent(tmp_path: Path) -> None:
     """The row is put off, not failed, and what its first attempt may have cost is not forgotten."""
     endpoints = one_tier(lambda number: TransportError("timeout", "no reply", True))

@@ -126,6 +126,30 @@ async def test_a_store_that_never_settles_is_an_error(tmp_path: Path) -> None:
         await BudgetActor(SETTINGS, str(tmp_path), open_store=Hopeless).show()
 
 
+async def test_a_connection_that_breaks_again_while_loading_is_another_try(tmp_path: Path) -> None:
+    """A commit of unknown fate, and then a load that breaks as well: the third try answers."""
+    broken = {"write": 1, "load": 1}
+
+    class Shaky(SqliteStore):
+        def write(self, rows: Rows) -> None:
+            self.breaks("write")
+            super().write(rows)
+
+        def load(self, *, lock: bool = False) -> Rows:
+            if lock:
+                self.breaks("load")
+            return super().load(lock=lock)
+
+        def breaks(self, what: str) -> None:
+            if broken[what]:
+                broken[what] -= 1
+                raise StoreConflict("the connection was lost")
+
+    actor = BudgetActor(SETTINGS, str(tmp_path), open_store=Shaky)
+    assert (await actor.exchange(ask(1, 100))).valid
+    assert broken == {"write": 0, "load": 0}
+
+
 async def test_a_server_that_crashes_costs_nothing(postgres_server: Postgres) -> None:
     """While PostgreSQL is away each call fails with a reason; afterwards the numbers are the same."""
     place = postgres_server.new_database()

@@ -245,3 +245,19 @@ async def test_a_runaway_loop_is_refused_before_a_call_is_made(tmp_path: Path) -
         assert isinstance(await made.ask(99, digest=KEY), Result)
         await asyncio.sleep(61.0)
         assert isinstance(await made.ask(100, digest=looping), Result)
+
+
+@timed
+async def test_a_claim_that_never_left_does_not_wait_for_the_next_coalescer(tmp_path: Path) -> None:
+    """The coalescer hangs, and then is gone for good: who claimed meanwhile makes a call of its own, long before its deadline."""
+    async with house(tmp_path, {"a": slow(0.1)}, **BUDGET) as made:
+        peer = coalescer_peer(made)
+        peer.stopped = True
+        first = made.ask(0, digest=b"1" * 32)
+        await asyncio.sleep(0.5)
+        second = made.ask(1, digest=b"2" * 32)
+        await asyncio.sleep(0.5)
+        peer.kill()
+        async with asyncio.timeout(60.0):
+            done = await asyncio.gather(first, second)
+        assert all(isinstance(one, Result) for one in done)
