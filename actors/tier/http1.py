@@ -97,6 +97,9 @@ class Http1Client:
         """Raises TransportError; cancelling drops the connection."""
         now = time.monotonic()
         connection = self._take(request.origin, now) or await self._connect(request.origin, timeout_s)
+        if time.monotonic() >= now + timeout_s:  # the loop was held up: what would be sent now is paid for nothing
+            self.release(connection)
+            raise TransportError("timeout", f"no connection within {timeout_s:g} s", sent=False)
         # From here to the write nothing awaits, so the connection cannot be lost to us in between.
         waiter = connection.send(request.head, body, timeout_s, now + timeout_s)
         try:
@@ -225,6 +228,8 @@ class _Connection(asyncio.Protocol):
         self._timer_at = 0.0
         self._deadline = 0.0
         self._timeout_s = 0.0
+        self._hidden = False
+        """Whether a part of the request may wait where `get_write_buffer_size` does not see it."""
 
     def is_open(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
@@ -245,6 +250,7 @@ class _Connection(asyncio.Protocol):
         if self._timer is None or self._timer_at > deadline:
             self._set_timer()
         self._waiter = self._loop.create_future()
+        self._hidden = self.origin.tls and len(body) > JOIN_BYTES
         if len(body) <= JOIN_BYTES:
             self._transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
         else:
@@ -335,8 +341,10 @@ class _Connection(asyncio.Protocol):
         waiter, transport = self._waiter, self._transport
         if waiter is None or transport is None:
             return
-        # A reply may come before its request is all written: that connection still has the rest to write.
-        if self._reader.reusable and not waiter.done() and not transport.get_write_buffer_size():
+        # A reply may come before its request is all written: that connection still has the rest to write. Over TLS the
+        # buffer below is out of sight, so there a large request that was refused may be such a one.
+        written = not transport.get_write_buffer_size() and not (self._hidden and self._reader.refuses)
+        if self._reader.reusable and not waiter.done() and written:
             self._waiter = None
             self._client.release(self)
         else:

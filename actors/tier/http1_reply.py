@@ -18,6 +18,7 @@ __all__ = ["MAX_HEAD_BYTES", "ReplyReader", "too_large", "unpacker"]
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of the headers; and of whatever else comes without a byte of the body (interim replies, trailers, chunk extensions)."""
+MANY_PARTS = 1_000
 
 _NOT_HTTP = "the reply is not valid HTTP"
 _NOT_PACKED = "the reply is not compressed as its header says"
@@ -41,6 +42,8 @@ class ReplyReader:
         self._headers: dict[str, str] = {}
         self._repeated = self._until_close = False
         self._parts: list[bytes] = []
+        self._gathered = bytearray()
+        self._packed_bytes = 0
         self._room = self._limit
         self._unpack: zlib._Decompress | None = None
         self._bodyless_bytes = 0
@@ -69,18 +72,27 @@ class ReplyReader:
             self.on_message_complete()
         return self.whole
 
+    @property
+    def refuses(self) -> bool:
+        """The reply says no: it may have come before the request was read."""
+        return self._status >= 400
+
     def begun(self) -> bool:
         return self._status > 0 or self._bodyless_bytes > 0
 
     def reply(self) -> Reply:
         # An idle connection should hold on to nothing of it.
         parts, self._parts, self._unpack = self._parts, [], None
+        if self._gathered:
+            parts.insert(0, bytes(self._gathered))
+            self._gathered = bytearray()
         return Reply(self._status, self._headers, parts[0] if len(parts) == 1 else b"".join(parts))
 
     def close(self) -> None:
         """The parser holds this object's methods: without this, only the garbage collector would part them."""
         self._parser = None
         self._parts = []
+        self._gathered = bytearray()
 
     def _fail(self, message: str) -> None:
         # The first error is the one that counts; what the parser still finds in the same bytes follows from it.
@@ -136,6 +148,7 @@ class ReplyReader:
         self._bodyless_bytes = 0
         unpack = self._unpack
         if unpack is not None:
+            self._packed_bytes += len(body)
             try:
                 # One byte more than there is room for tells "too large" from "just fits".
                 body = unpack.decompress(body, self._room + 1)
@@ -143,18 +156,22 @@ class ReplyReader:
                 self._fail(_NOT_PACKED)
                 return
         self._room -= len(body)
-        if self._room < 0:
+        if self._room < 0 or self._packed_bytes > self._limit:
             self.error = too_large(self._limit)
         elif unpack is not None and unpack.unused_data:
             # A second stream behind the first would be lost, and would gather in memory.
             self._fail(_NOT_PACKED)
-        else:
+        elif body:
             self._parts.append(body)
+            if len(self._parts) > MANY_PARTS:  # a small chunk's object is twenty times what it holds
+                self._gathered += b"".join(self._parts)
+                self._parts.clear()
 
     def on_message_complete(self) -> None:
         if not self._status or self.whole or self.error is not None:
             return
-        if self._unpack is not None and not self._unpack.eof:
+        # Errors without a body often name an encoding all the same.
+        if self._unpack is not None and not self._unpack.eof and self._packed_bytes:
             self._fail(_NOT_PACKED)
         else:
             self.whole = True

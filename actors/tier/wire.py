@@ -111,7 +111,7 @@ class ProxiedClient:
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._exchange(request, body)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, zlib.error) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RuntimeError, zlib.error) as error:
             failure = _failure(error, timeout_s, self._closed)
         # Raised outside the handler, so that nothing of the client's own error hangs on to ours.
         raise failure
@@ -136,18 +136,20 @@ class ProxiedClient:
                 return Reply(response.status, kept, await response.read())
             unpack = unpacker(encoding)
             parts: list[bytes] = []
-            room = limit
+            room, packed = limit, 0
             while chunk := await response.content.readany():
+                packed += len(chunk)
                 if unpack is not None:
                     # One byte more than there is room for tells "too large" from "just fits".
                     chunk = unpack.decompress(chunk, room + 1)
                 room -= len(chunk)
-                if room < 0:
+                if room < 0 or packed > limit:
                     raise too_large(limit)
                 if unpack is not None and unpack.unused_data:
                     raise zlib.error("something follows the compressed reply")
                 parts.append(chunk)
-            if unpack is not None and not unpack.eof:
+            # Errors without a body often name an encoding all the same.
+            if unpack is not None and not unpack.eof and packed:
                 raise zlib.error("the compressed reply has no end")
             return Reply(response.status, kept, b"".join(parts))
 
