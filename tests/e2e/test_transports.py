@@ -582,26 +582,26 @@ async def test_a_thousand_cancellations_leak_nothing(make: Make) -> None:
 
 async def test_connections_are_as_many_as_requests_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """200 at once, three times over, need 200 connections and no more; idle ones are closed after a while."""
-    monkeypatch.setattr(wire, "IDLE_S", 1.5)
+    monkeypatch.setattr(wire, "IDLE_S", 8.0)
     async with serving(faults.answers) as server:
         transport = make(server.url)
         for _ in range(3):
             replies = await asyncio.gather(*(transport.send(PATH, BODY, 30) for _ in range(200)))
             assert [reply.body for reply in replies] == [ANSWER] * 200
         assert server.connections <= 200
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             await server.until(lambda: server.open == 0)
 
 
 async def test_two_thousand_at_once(make: Make, kind: str) -> None:
     """The transport itself sets no limit: 2,000 requests are in flight together and all are answered.
 
-    500 through the SDK: 2,000 keep a busy machine's loop from looking at new connections for the seconds one may take.
+    200 through the SDK: more keep a busy machine's loop from looking at new connections for the seconds one may take.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Both ends of every connection are in this process.
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
-    count = 300 if resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= 4300 else 500 if kind == "sdk" else 2000
+    count = 300 if resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= 4300 else 200 if kind == "sdk" else 2000
     waiting = asyncio.Event()
 
     async def together(conn: faults.Conn) -> None:
@@ -705,9 +705,10 @@ def test_both_event_loops(kind: str, loop_factory: Callable[[], asyncio.Abstract
             answering, hanging = (KINDS[kind](Endpoint(server.url, Secret(KEY))) for server in (good, bad))
             assert (await answering.send(PATH, BODY, 5)).status == 200
             assert (await fails(hanging, timeout_s=0.2)).kind == "timeout"
+            seen = len(bad.seen)  # none, where connecting took all of the short timeout
             task = asyncio.create_task(hanging.send(PATH, BODY, 30))
             async with asyncio.timeout(10):
-                await bad.until(lambda: len(bad.seen) == 2)
+                await bad.until(lambda: len(bad.seen) > seen)
                 task.cancel()
                 await asyncio.wait([task])
                 await bad.until(lambda: bad.open == 0)
