@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, Callable
 
 from actors.lane import Batch, LaneHost, LaneServer, as_tasks
 from actors.messages import Failure, Request, Result
-from actors.router.flow import Router, RouterNote
+from actors.router.flow import Router
+from actors.router.notes import RouterNote
 
 __all__ = ["RouterActor"]
 

@@ -24,7 +24,7 @@ from rich.live import Live
 from rich.text import Text
 
 from actors.messages import Health
-from actors.router.flow import RouterNote
+from actors.router.notes import RouterNote
 from runtime.batch.reader import InputSet
 from runtime.batch.run import BatchRun
 from runtime.batch.summary import dollars, kinds_in_words, rows, short, span

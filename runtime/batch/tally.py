@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from actors.messages import Attempt, Failure, Result
-from actors.router.flow import RouterNote
+from actors.router.notes import RouterNote
 
 __all__ = ["Tally"]
 

@@ -19,7 +19,7 @@ from actors.budget.store import StoreConflict
 from actors.coalescer.table import Table
 from actors.errors import StoreError
 from actors.messages import Account, Amount
-from actors.router.flow import Router
+from actors.router.attempts import Attempts
 from actors.router.purse import Purse
 from tests.simulation.histories import run_seeds
 from tests.simulation.store import MemoryStore
@@ -101,15 +101,15 @@ def a_budget_actor_that_answers_what_it_could_not_commit() -> Patch:
 
 
 def a_router_that_sends_each_attempt_under_the_first_reservation() -> Patch:
-    attempt = Router._attempt
+    attempt = Attempts.make
 
-    async def reuse(self: Router, request: Any, tier: Any, index: int, past: Any, *rest: Any) -> Any:
+    async def reuse(self: Attempts, request: Any, tier: Any, index: int, past: Any, *rest: Any) -> Any:
         if not past.attempts:
             return await attempt(self, request, tier, index, past, *rest)
         with mock.patch.object(self._purse, "reserve", _free), mock.patch.object(self._purse, "settle", _ignored):
             return await attempt(self, request, tier, index, past, *rest)
 
-    return mock.patch.object(Router, "_attempt", reuse)
+    return mock.patch.object(Attempts, "make", reuse)
 
 
 async def _free(account: Account, amount: Amount, timeout_s: float) -> Reserved:

@@ -10,6 +10,7 @@ from actors import lane as lane_module
 from actors.budget import actor as budget_module
 from actors.coalescer import actor as coalescer_module
 from actors.messages import Amount, Failure, Result
+from actors.router import attempts as attempts_module
 from actors.router import flow as flow_module
 from actors.router import purse as purse_module
 from actors.tier import actor as tier_module
@@ -17,7 +18,7 @@ from actors.tier.transport import Reply, TransportError
 from tests.simulated import simulated
 from tests.unit.test_flow import BUDGET, Endpoint, House, answer, error, house
 
-timed = simulated(lane_module, flow_module, purse_module, tier_module, coalescer_module, budget_module)
+timed = simulated(lane_module, flow_module, attempts_module, purse_module, tier_module, coalescer_module, budget_module)
 
 BOUND = 100 + 16
 """What the house's request reserves: its prompt's bound and its max_tokens."""

@@ -15,6 +15,7 @@ from actors.budget.actor import BudgetActor
 from actors.coalescer import actor as coalescer_module
 from actors.coalescer.actor import CoalescerActor
 from actors.messages import Failure, Request, Result
+from actors.router import attempts as attempts_module
 from actors.router import flow as flow_module
 from actors.router import purse as purse_module
 from actors.router.flow import Peers, Router
@@ -24,7 +25,7 @@ from actors.tier.actor import TierActor
 from actors.tier.transport import Reply, TransportError
 from tests.simulated import LocalPeer, simulated
 
-timed = simulated(lane_module, flow_module, purse_module, tier_module, coalescer_module, budget_module)
+timed = simulated(lane_module, flow_module, attempts_module, purse_module, tier_module, coalescer_module, budget_module)
 
 PROMPT = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16}'
 

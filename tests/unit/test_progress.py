@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from actors.messages import Amount, Attempt, Failure, Health, Result, Usage
-from actors.router.flow import RouterNote, TierNote
+from actors.router.notes import RouterNote, TierNote
 from runtime.batch.progress import Progress, Scene, _Fold, _rows_in, _Watch, bar_lines, log_line
 from runtime.batch.tally import Tally
 from runtime.config import Config

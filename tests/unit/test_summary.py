@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from actors.messages import Amount, Attempt, Failure, Health, Result, Usage
-from actors.router.flow import RouterNote, TierNote
+from actors.router.notes import RouterNote, TierNote
 from runtime.batch.journal import Journal
 from runtime.batch.run import Ending
 from runtime.batch.summary import counted, dollars, kinds_in_words, print_summary, rows, short, span, summary_dict

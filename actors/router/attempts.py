@@ -1,0 +1,249 @@
+"""One attempt of a request at a tier: reserve its worst case, call, settle what it cost.
+
+Stands between the cascade (actors/router/flow.py) and the lanes to the tier actors. Every reservation that is taken here
+is settled in a `finally`, and every failure is noted in the request's past.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+
+from actors.budget.lease import Reserved
+from actors.budget.limits import request_limits
+from actors.errors import ActorLost, BudgetExceeded, LaneClosed, LaneTimeout
+from actors.lane import Lane
+from actors.messages import Account, Amount, Answer, Attempt, Failure, Refusal, Request, TierCall
+from actors.router.cost import NO_MARGINS, Bound, Tariff
+from actors.router.notes import TierNote
+from actors.router.plan import Past, TierState
+from actors.router.purse import Purse
+from actors.router.retries import RetryBudget
+from actors.settings import BudgetSettings, Price, RouterSettings, TierSettings
+
+__all__ = ["NOTHING", "Attempts", "RouterTier"]
+
+INTERACTIVE_QUEUE_S = 2.0
+RATE_PATIENCE_S = 0.5
+"""With `on_rate_limit: fallback`, how long a call waits for its tier's own rate limit before the next tier has it."""
+HALTED_LOOK_S = 30.0
+"""Nobody knows when a halted scope goes on; look again so often."""
+EXHAUSTED_LOOK_S = 5.0
+"""A tier without budget is asked for some again so often: somebody may have raised its limit."""
+NOTHING = Amount()
+WITHDRAWN = Refusal("queue", 0.0, "cancelled before it was sent")
+
+
+class RouterTier:
+    """A tier as the router uses it: the plan's view of it, the lanes to its actors, what it counts and charges."""
+
+    def __init__(self, index: int, settings: TierSettings, price: Price, now: float) -> None:
+        self.state = TierState(index, settings)
+        self.tariff = Tariff(price, settings)
+        self.margins = NO_MARGINS
+        self.overrun = NOTHING
+        self.lanes: list[Lane[TierCall, Any]] = []
+        self.retries = RetryBudget(now)
+        self.kinds: dict[str, int] = {}
+        self.last_failure = ""
+        model = orjson.dumps(settings.model)
+        names = {
+            "/chat/completions": _max_tokens_name(settings),
+            "/completions": "max_tokens",
+            "/responses": "max_output_tokens",
+        }
+        self._head = b'{"model":' + model
+        self._bounded_head = {
+            path: b'{"model":%s,"%s":%d' % (model, name.encode(), settings.max_output_tokens)
+            for path, name in names.items()
+        }
+
+    def note(self) -> TierNote:
+        """The tier as this router sees it now."""
+        return TierNote(
+            self.state.settings.name,
+            tuple(actor.health for actor in self.state.actors),
+            tuple(actor.up for actor in self.state.actors),
+            self.kinds.get("ok", 0),
+            dict(self.kinds),
+            self.last_failure,
+            self.overrun,
+            self.margins.widest_milli,
+        )
+
+    def body(self, request: Request) -> bytes:
+        """The request's body with the tier's model, and its bound on the completion where the request has none."""
+        head = self._head if request.max_tokens else self._bounded_head.get(request.path, self._head)
+        return head + (b"," if len(request.body) > 2 else b"") + request.body[1:]
+
+
+def _max_tokens_name(settings: TierSettings) -> str:
+    # OpenAI's reasoning models refuse the old name; many other servers ignore the new one, and then nothing is bounded.
+    return "max_completion_tokens" if "api.openai.com" in settings.base_url[0] else "max_tokens"
+
+
+class Attempts:
+    """Makes a router's attempts. `tiers`: all of the cascade, in order."""
+
+    def __init__(
+        self, tiers: Sequence[RouterTier], settings: RouterSettings, budget: BudgetSettings, purse: Purse
+    ) -> None:
+        self._tiers = tiers
+        self._states = [tier.state for tier in tiers]
+        self._settings = settings
+        self._budget = budget
+        self._purse = purse
+        self._limits: dict[Account, Any] = {}
+
+    async def make(
+        self, request: Request, tier: RouterTier, index: int, past: Past, spent: Amount
+    ) -> tuple[Answer | Failure | Refusal | None, Amount]:
+        """Reserve, call, settle. Returns what came and what it cost; failures are noted in `past`."""
+        state = tier.state
+        account = Account(state.settings.name, request.job, request.key)
+        tokens = tier.tariff.tokens(request)
+        bound = tier.tariff.most(tokens, tier.margins)
+        refusal = self._request_limits(account).refuse(spent, bound)
+        if refusal is not None:
+            # One that had spent before had bad luck: who asks the same may well have an answer at the first attempt.
+            # And the limit of a job or a key is nobody else's.
+            last, own_fault = past.failure, spent == NOTHING and not refusal.scope.startswith(("job:", "key:"))
+            failure = Failure("budget_exceeded", str(refusal.error()), own_fault=own_fault)
+            self._note(tier, index, past, failure)
+            if last is not None:  # the row's line shows the last response that there was
+                past.failure = failure._replace(status=last.status, body=last.body)
+            return failure, NOTHING
+        try:
+            reserved = await self._purse.reserve(account, bound, past.deadline - time.monotonic())
+        except BudgetExceeded as error:
+            # a halt ends when somebody ends it: look again as after a window that turns, not never
+            again_s = HALTED_LOOK_S if error.halted else error.turns_in_s
+            if error.scope.startswith("tier:"):
+                state.exhausted_until = time.monotonic() + min(EXHAUSTED_LOOK_S, again_s or EXHAUSTED_LOOK_S)
+                past.failure = Failure("all_tiers_exhausted", str(error))
+                if any(_might_serve(other, request, past) for other in self._states[request.start_tier :]):
+                    return None, NOTHING
+            return Failure("budget_exceeded", str(error), retry_after_s=again_s, resumable=True), NOTHING
+        except TimeoutError:
+            return None, NOTHING  # the plan sees the deadline
+        done: Answer | Failure | Refusal | None = None
+        margins, cost = tier.margins, NOTHING
+
+        def withdrawn() -> None:
+            nonlocal done
+            done = WITHDRAWN
+
+        try:
+            done = await self._call(request, tier, index, tokens, past, withdrawn)
+            margins = tier.margins
+        finally:
+            cost = self._settle(tier, tokens, reserved, done)
+        if isinstance(done, Refusal):
+            return done, cost
+        if isinstance(done, Failure):
+            self._note(tier, index, past, done)
+        else:
+            kinds = tier.kinds
+            kinds["ok"] = kinds.get("ok", 0) + 1
+            past.attempts.append(Attempt(state.settings.name, index, "ok", done.status, done.duration_s))
+        unmetered_tokens = cost.tokens if isinstance(done, Answer) and done.usage is None else 0
+        overrun_tokens = max(0, cost.tokens - reserved.amount.tokens)
+        margin_milli = 0 if tier.margins is margins else tier.margins.widest_milli
+        if unmetered_tokens or overrun_tokens or margin_milli:
+            past.attempts[-1] = past.attempts[-1]._replace(
+                unmetered_tokens=unmetered_tokens, overrun_tokens=overrun_tokens, margin_milli=margin_milli
+            )
+        return done, cost
+
+    async def _call(
+        self,
+        request: Request,
+        tier: RouterTier,
+        index: int,
+        tokens: Bound,
+        past: Past,
+        on_withdrawn: Callable[[], None],
+    ) -> Answer | Failure | Refusal:
+        actor = tier.state.actors[index]
+        if not actor.up:  # it died while the call waited for its budget
+            return Refusal("queue", 0.0, "its actor is away")
+        now = time.monotonic()
+        left_s = max(0.05, past.deadline - now)
+        settings = tier.state.settings
+        body = tier.body(request)
+        waits = self._settings.on_rate_limit == "wait" and not request.interactive
+        call = TierCall(
+            request.id,
+            request.path,
+            body,
+            min(settings.timeout_s, left_s),
+            INTERACTIVE_QUEUE_S if request.interactive else left_s,
+            left_s if waits else RATE_PATIENCE_S,
+            tokens.prompt_tokens // 4 + (request.max_tokens or settings.max_output_tokens) * request.choices,
+        )
+        actor.outstanding += 1
+        tier.retries.deposit(now)
+        try:
+            done: Answer | Failure | Refusal = await tier.lanes[index].call(
+                call, left_s + settings.timeout_s, on_withdrawn
+            )
+        except (ActorLost, LaneTimeout) as error:
+            return Failure("lost", str(error), billed="unknown" if error.sent else "no")
+        except LaneClosed as error:
+            return Failure("cancelled", str(error), billed="unknown")
+        finally:
+            actor.outstanding -= 1
+        if isinstance(done, Refusal) and done.reason == "absent":
+            past.excluded.add(tier.state.index)
+            past.failure = past.failure or Failure("not_found", done.message)
+        elif isinstance(done, Refusal):
+            # The note that came with it tells more; this keeps the request away until the next one comes.
+            actor.cooling_until = max(actor.cooling_until, time.monotonic() + min(done.retry_in_s, 1.0))
+        return done
+
+    def _settle(
+        self, tier: RouterTier, tokens: Bound, reserved: Reserved, done: Answer | Failure | Refusal | None
+    ) -> Amount:
+        """Charge what the attempt cost; what nobody can tell is charged whole. A bound that was passed widens the next."""
+        usage = None if done is None or isinstance(done, Refusal) else done.usage
+        if isinstance(done, Refusal) or (isinstance(done, Failure) and done.billed == "no"):
+            spent = unknown = NOTHING
+        elif usage is not None:
+            spent, unknown = tier.tariff.cost(usage), NOTHING
+            tier.margins = tier.margins.widened(tokens, usage)
+            if spent.tokens > reserved.amount.tokens or spent.usd_micros > reserved.amount.usd_micros:
+                over = spent.minus(reserved.amount)
+                tier.overrun = tier.overrun.plus(Amount(max(0, over.tokens), max(0, over.usd_micros)))
+        else:
+            spent, unknown = NOTHING, reserved.amount
+        self._purse.settle(reserved, spent, unknown)
+        return spent if unknown is NOTHING else unknown
+
+    def _note(self, tier: RouterTier, index: int, past: Past, failure: Failure) -> Failure:
+        kinds = tier.kinds
+        kinds[failure.kind] = kinds.get(failure.kind, 0) + 1
+        tier.last_failure = failure.message
+        past.note(tier.state, self._states, failure)
+        past.attempts.append(
+            Attempt(tier.state.settings.name, index, failure.kind, failure.status, 0.0, failure.message)
+        )
+        return failure
+
+    def _request_limits(self, account: Account) -> Any:
+        limits = self._limits.get(account)
+        if limits is None:
+            if len(self._limits) > 10_000:
+                self._limits.clear()
+            limits = self._limits[account] = request_limits(self._budget, account)
+        return limits
+
+
+def _might_serve(tier: TierState, request: Request, past: Past) -> bool:
+    """Whether another tier, budget allowing, is a candidate for the request."""
+    return (
+        tier.rank >= request.min_quality
+        and tier.index not in past.excluded
+        and not tier.dead_reason
+        and tier.exhausted_until <= time.monotonic()
+    )
