@@ -524,7 +524,7 @@ class Lane(Generic[Item, Done]):
                 self._ended()
 
     def _lose(self) -> None:
-        """The peer is gone: everything that was handed over ends as ActorLost; what still waits goes to the next one."""
+        """The peer is gone: what was handed over ends as ActorLost; what still waits goes to the next one, or ends as not sent."""
         self._cancel.clear()
         if not self._closed:
             sent = self._handed_over

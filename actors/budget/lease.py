@@ -186,14 +186,12 @@ class LeaseBook:
 
     The router's loop: every 20 to 50 ms, and at once when somebody begins to wait, `draw_up(now)`; if that gives a
     message, send it (with a deadline) and `apply` the answer; then let all who wait try `reserve` again, in order, and not
-    only the first of them: a smaller one behind it may fit. One exchange at a time; a lost one needs no care.
+    only the first of them: a smaller one behind it may fit. Answers may be lost, come late, twice or in any order.
     """
 
     def __init__(self, holder: str, new_incarnation: Callable[[], str]) -> None:
         """`new_incarnation` makes an id that no book has ever used, such as `lambda: uuid4().hex`."""
         self.holder = holder
-        self.overrun = NOTHING
-        """Usage above its reservation, for the metric."""
         self._new_incarnation = new_incarnation
         self._accounts: dict[Account, _Held] = {}
         self._dormant: dict[Account, _Held] = {}
@@ -247,7 +245,7 @@ class LeaseBook:
             beyond = Amount(beyond[0] + tokens, beyond[1] + usd_micros)
         else:
             if over_tokens > 0 or over_usd_micros > 0:
-                over = self._overrun(over_tokens, over_usd_micros)
+                over = Amount(max(0, over_tokens), max(0, over_usd_micros))
                 beyond = beyond.plus(over)
             else:
                 over = NOTHING
@@ -345,11 +343,6 @@ class LeaseBook:
     @property
     def _keep_s(self) -> float:
         return max(KEEP_S, KEEP_GAPS * self._gap_s)
-
-    def _overrun(self, tokens: int, usd_micros: int) -> Amount:
-        over = Amount(max(0, tokens), max(0, usd_micros))
-        self.overrun = self.overrun.plus(over)
-        return over
 
     def _begin(self) -> None:
         self._lease += 1
