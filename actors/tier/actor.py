@@ -16,8 +16,8 @@ from actors.lane import Cancel, Complete, LaneHost, LaneServer
 from actors.messages import Answer, Failure, Health, Refusal, TierCall
 from actors.settings import TierSettings
 from actors.tier.breaker import Breaker, Outcome, Permit, Refused
+from actors.tier.capacity import Capacity
 from actors.tier.classify import Whole, classify_error, classify_reply
-from actors.tier.concurrency import Concurrency
 from actors.tier.endpoints import make_transport
 from actors.tier.limiter import RateLimits
 from actors.tier.transport import Transport, TransportError
@@ -29,10 +29,6 @@ TierReply = Answer | Failure | Refusal
 AUTH_PAUSE_S = 300.0
 """A tier whose key is refused, or a path or model that is not there, is asked again this much later."""
 FORBIDDEN = 403
-COOLING_S = 1.0
-"""The pause after a 429 that names none."""
-COOLING_LEAST_S = 0.1
-"""And after one that names none to speak of (`Retry-After: 0`): a 429 is not an attempt, so nothing else would slow it down."""
 RATE_PAUSE_S = 0.25
 """How long routers are told to stay away when the tier's own rate limit makes calls wait too long."""
 QUEUE_SWEEP_S = 0.25
@@ -71,11 +67,12 @@ class TierActor(LaneHost):
         self._transport: Transport | None = None
         self._secrets: tuple[str, ...] = ()
         self._breaker = Breaker(settings.breaker, probe_lease_s=settings.timeout_s + 5.0)
-        self._concurrency = Concurrency(settings.concurrency)
+        self._capacity = Capacity(settings.concurrency)
         self._limits = RateLimits(settings.requests_per_minute, settings.tokens_per_minute, 1.0 / settings.replicas)
         self._queue: deque[_Queued] = deque()
         self._in_flight = 0
-        self._cooling_until = 0.0
+        self._rate_pause_until = 0.0
+        self._pump_at: asyncio.TimerHandle | None = None
         self._dead_until = 0.0
         self._dead_reason = ""
         self._has_answered = False
@@ -94,10 +91,10 @@ class TierActor(LaneHost):
         return Health(
             state=self._breaker.state,
             open_for_s=max(0.0, self._breaker.open_until - now) if self._breaker.state == "open" else 0.0,
-            cooling_for_s=max(0.0, self._cooling_until - now, self._dead_until - now),
+            cooling_for_s=max(0.0, self._paused_until() - now),
             in_flight=self._in_flight,
             queued=len(self._queue),
-            limit=self._concurrency.limit,
+            limit=self._capacity.limit,
             opened=self._breaker.opened,
             dead_reason=self._dead_reason if self._dead_until > now else "",
         )
@@ -105,6 +102,8 @@ class TierActor(LaneHost):
     async def close(self) -> None:
         """Give back what waits, and close the connections."""
         self._server.close()
+        if self._pump_at is not None:
+            self._pump_at.cancel()
         if self._transport is not None:
             await self._transport.aclose()
             self._transport = None
@@ -127,7 +126,7 @@ class TierActor(LaneHost):
     def _pump(self) -> None:
         """Start what may start; give everything back when nothing may."""
         queue = self._queue
-        while queue and self._in_flight < self._concurrency.limit:
+        while queue:
             if queue[0].cancelled:
                 queue.popleft()
                 continue
@@ -136,11 +135,18 @@ class TierActor(LaneHost):
             if refusal is not None:
                 self._give_back(refusal)
                 return
+            ready_at = self._capacity.ready_at(self._in_flight, now)
+            if ready_at is None:
+                break
+            if ready_at > now:  # paced
+                self._pump_later(ready_at - now)
+                return
             admitted = self._breaker.admit(now)
             match admitted:
                 case Permit():
                     queued = queue.popleft()
                     self._in_flight += 1
+                    self._capacity.sent(now)
                     queued.task = asyncio.get_running_loop().create_task(self._attempt(queued, admitted))
                 case Refused():
                     self._give_back(Refusal("open", max(0.0, admitted.retry_at - now)))
@@ -148,15 +154,23 @@ class TierActor(LaneHost):
                 case _:
                     assert_never(admitted)
         if queue:  # no slot is free: but nobody waits for one while nothing may be sent
+            refusal = None
             now = time.monotonic()
-            refusal = self._gate(now)
-            if refusal is None and self._breaker.state == "open" and self._breaker.open_until > now:
+            if self._breaker.state == "open" and self._breaker.open_until > now:
                 refusal = Refusal("open", self._breaker.open_until - now)
             if refusal is not None:
                 self._give_back(refusal)
 
+    def _pump_later(self, delay_s: float) -> None:
+        if self._pump_at is not None:
+            self._pump_at.cancel()
+        self._pump_at = asyncio.get_running_loop().call_later(delay_s, self._pump)
+
+    def _paused_until(self) -> float:
+        return max(self._capacity.cooling_until, self._rate_pause_until, self._dead_until)
+
     def _gate(self, now: float) -> Refusal | None:
-        pause = max(self._cooling_until, self._dead_until) - now
+        pause = self._paused_until() - now
         return Refusal("cooling", pause) if pause > 0 else None
 
     def _give_back(self, refusal: Refusal, path: str | None = None) -> None:
@@ -204,7 +218,8 @@ class TierActor(LaneHost):
             async with asyncio.timeout(call.rate_s):
                 await self._limits.wait(call.tokens)
         except TimeoutError:
-            self._cool(RATE_PAUSE_S)
+            self._rate_pause_until = time.monotonic() + RATE_PAUSE_S
+            self._give_back(Refusal("cooling", RATE_PAUSE_S))
             return Refusal("rate", RATE_PAUSE_S)
         now = time.monotonic()
         if permit.generation != self._breaker.generation:  # it opened while this call waited
@@ -222,6 +237,8 @@ class TierActor(LaneHost):
             reply = await self._transport.send(call.path, call.body, call.timeout_s)
         except TransportError as error:
             return classify_error(error, self._secrets)
+        if reply.headers:
+            self._capacity.advised(reply.headers, time.monotonic())
         outcome = classify_reply(reply.status, reply.headers, reply.body, call.path, time.time(), self._secrets)
         if isinstance(outcome, Whole):
             return Answer(reply.body, reply.status, outcome.usage, outcome.model, time.monotonic() - started)
@@ -232,12 +249,11 @@ class TierActor(LaneHost):
         now = time.monotonic()
         if isinstance(done, Answer):
             self._has_answered = True
-            self._concurrency.succeeded(self._in_flight, now)
+            self._capacity.succeeded(self._in_flight, done.duration_s, now)
             return "success"
         match done.kind:
             case "rate_limited":
-                self._cool(COOLING_S if done.retry_after_s is None else max(COOLING_LEAST_S, done.retry_after_s))
-                self._concurrency.refused(now)
+                self._capacity.refused(done.retry_after_s, now)
                 return "neutral"
             case "not_found":
                 # A wrong address or model, for this path at least: a chat endpoint need not have embeddings.
@@ -252,16 +268,13 @@ class TierActor(LaneHost):
                 self._give_back(Refusal("cooling", AUTH_PAUSE_S))
                 return "neutral"
             case "overloaded":
-                self._concurrency.refused(now)
+                self._capacity.refused(done.retry_after_s, now, overloaded=True)
                 return "failure"
             case "timeout" | "connection" | "server" | "malformed":
+                self._capacity.failed(now)
                 return "failure"
             case _:
                 return "neutral"
-
-    def _cool(self, pause_s: float) -> None:
-        self._cooling_until = max(self._cooling_until, time.monotonic() + pause_s)
-        self._give_back(Refusal("cooling", pause_s))
 
     def _sweep(self) -> None:
         """Give back what has waited too long for a slot."""

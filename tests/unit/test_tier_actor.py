@@ -14,7 +14,8 @@ from actors.lane import Lane
 from actors.messages import Answer, Failure, Health, Refusal, TierCall
 from actors.settings import TierSettings
 from actors.tier import actor as tier_module
-from actors.tier.actor import AUTH_PAUSE_S, COOLING_S, TierActor
+from actors.tier.actor import AUTH_PAUSE_S, TierActor
+from actors.tier.capacity import COOLING_S
 from actors.tier.transport import Reply, TransportError
 from tests.faults import ANSWER
 from tests.simulated import LocalPeer, simulated
