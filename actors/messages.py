@@ -183,6 +183,8 @@ class Failure(NamedTuple):
     """True when the request itself is to blame, so that anyone who sends the same gets the same."""
     resumable: bool = False
     """True when the row is not done but only put off (a budget that ended): no error line is due."""
+    endpoint: int = -1
+    """Of an attempt, the number of the endpoint that failed it; -1: none was asked."""
 
 
 class TierCall(NamedTuple):
@@ -200,6 +202,10 @@ class TierCall(NamedTuple):
     """How long it may wait for the tier's own requests or tokens per minute before it is given back as a Refusal."""
     tokens: int
     """What the call is expected to take from the tier's tokens-per-minute limit."""
+    avoid: int = -1
+    """The number of an endpoint that is used only when no other is ready: it has, or has failed, this request before."""
+    held: int = 0
+    """Endpoints (bit by number) that are out at the actor which probes them for the whole tier: avoided, never probed."""
 
 
 class Answer(NamedTuple):
@@ -210,6 +216,8 @@ class Answer(NamedTuple):
     usage: Usage | None
     model: str
     duration_s: float
+    endpoint: int = 0
+    """The number of the endpoint that answered, among the tier's `base_url`s."""
 
 
 class Refusal(NamedTuple):
@@ -222,18 +230,31 @@ class Refusal(NamedTuple):
 
 
 class Health(NamedTuple):
-    """A tier actor's condition; rides back on every completion batch."""
+    """The condition of a tier actor, or of one of its endpoints; rides back on every completion batch.
+
+    With several endpoints an actor's is that of the endpoint that can take a call first, with the sums over all.
+    """
 
     state: Literal["closed", "open", "half_open"] = "closed"
     open_for_s: float = 0.0
+    """Until the breaker lets a probe through; 0: now, or it is closed."""
     cooling_for_s: float = 0.0
+    """Until a pause is over that the endpoint has asked for, or that it was given because it is dead."""
     in_flight: int = 0
     queued: int = 0
     limit: int = 1
     opened: int = 0
-    """How often the breaker has opened in this actor's life."""
+    """How often a breaker has opened in this actor's life."""
     dead_reason: str = ""
-    """Set when the tier is out for good (a wrong key, a model that does not exist)."""
+    """Set when it is out until a person does something (a wrong key, say)."""
+    why: str = ""
+    """Why it takes no calls, redacted; empty when all is well."""
+    since_s: float = 0.0
+    """For how long the state has lasted, or the pause that `why` tells of; 0: always, or not known."""
+    address: str = ""
+    """Of an endpoint: host, port and path."""
+    endpoints: "tuple[Health, ...]" = ()
+    """Each endpoint's, when the tier has several, in the order of `base_url`."""
 
 
 # ---- how they cross

@@ -39,12 +39,18 @@ class Price(Settings):
 
 
 class BreakerSettings(Settings):
+    """When an endpoint is left alone, and when it is tried again (actors/tier/breaker.py)."""
+
     failure_threshold: int = Field(5, ge=1)
     recovery_timeout_s: float = Field(30.0, gt=0)
     failure_rate: float = Field(0.5, gt=0, le=1)
     min_calls: int = Field(20, ge=1)
     window_s: float = Field(30.0, gt=0)
     half_open_calls: int = Field(1, ge=1)
+    slow_call_s: float | None = Field(None, gt=0)
+    """A call that takes so long is slow; absent: none is."""
+    slow_call_rate: float = Field(1.0, gt=0, le=1)
+    """Opens when so many of the window's calls were slow, under the same `min_calls`."""
 
 
 class TierSettings(Settings):

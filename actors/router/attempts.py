@@ -181,8 +181,10 @@ class Attempts:
             INTERACTIVE_QUEUE_S if request.interactive else left_s,
             left_s if waits else RATE_PATIENCE_S,
             tokens.prompt_tokens // 4 + (request.max_tokens or settings.max_output_tokens) * request.choices,
+            past.endpoint_of(tier.state),
+            tier.state.held(index),
         )
-        actor.outstanding += 1
+        actor.sent()
         tier.retries.deposit(now)
         try:
             done: Answer | Failure | Refusal = await tier.lanes[index].call(

@@ -40,7 +40,7 @@ FINAL: frozenset[FailureKind] = frozenset({"bad_request", "content_filter", "can
 class ActorState:
     """What a router knows of one tier actor."""
 
-    __slots__ = ("cooling_until", "dead_reason", "health", "open_until", "outstanding", "trial", "up")
+    __slots__ = ("cooling_until", "dead_reason", "health", "open_until", "out", "outstanding", "probing", "trial", "up")
 
     def __init__(self) -> None:
         self.up = False
@@ -51,21 +51,32 @@ class ActorState:
         """Calls of this router that the actor holds, counted by the router."""
         self.trial = False
         """Its breaker is not closed: one call at a time finds out whether it may be."""
+        self.probing = False
+        """Such a call has gone to it, and it has not told of itself since."""
+        self.out = 0
+        """Its endpoints (bit by number) whose breaker is not closed."""
         self.health = Health()
 
     def observe(self, health: Health, now: float) -> None:
-        """Take in what rode back on a completion."""
+        """Take in what rode back on a completion, or came by itself."""
         self.health = health
         self.open_until = now + health.open_for_s if health.open_for_s else 0.0
         self.cooling_until = now + health.cooling_for_s if health.cooling_for_s else 0.0
         self.dead_reason = health.dead_reason
         self.trial = health.state != "closed"
+        self.probing = False
+        self.out = int(self.trial)
+        if health.endpoints:
+            self.out = sum(1 << at for at, endpoint in enumerate(health.endpoints) if endpoint.state != "closed")
+
+    def sent(self) -> None:
+        """A call goes to it."""
+        self.outstanding += 1
+        self.probing = self.trial
 
     def usable_at(self, now: float) -> float:
         """`now` when a call may go there now, else when it is worth another look."""
-        if not self.up:
-            return now + DOWN_S
-        if self.trial and self.outstanding:
+        if not self.up or self.probing:
             return max(now + DOWN_S, self.open_until)
         return max(now, self.open_until, self.cooling_until)
 
@@ -89,12 +100,36 @@ class TierState:
         """The usable actor with the fewest calls outstanding."""
         best, least = None, 0
         for index, actor in enumerate(self.actors):
-            if (best is None or actor.outstanding < least) and actor.usable_at(now) <= now:
+            if (
+                (best is None or actor.outstanding < least)
+                and actor.usable_at(now) <= now
+                and (not actor.trial or self._may_try(index))
+            ):
                 best, least = index, actor.outstanding
         return best
 
     def usable_at(self, now: float) -> float:
-        return max(self.exhausted_until, min(actor.usable_at(now) for actor in self.actors))
+        tried = (actor for index, actor in enumerate(self.actors) if not actor.trial or self._may_try(index))
+        return max(self.exhausted_until, min(actor.usable_at(now) for actor in tried))
+
+    def held(self, index: int) -> int:
+        """The endpoints that are out at the prober, for a call to another actor: see TierCall."""
+        prober = self._prober()
+        return 0 if index == prober else self.actors[prober].out
+
+    def _prober(self) -> int:
+        """The actor whose probes find out for the whole tier whether an endpoint is back: the first that is up.
+
+        All routers see the same one, and its breaker bounds the probes. So an endpoint that is out for all actors of a
+        tier gets one actor's probes, however many actors and routers there are. Only while routers differ on who is up,
+        and when the prober was restarted and knows nothing, does it get more.
+        """
+        return next((index for index, actor in enumerate(self.actors) if actor.up), 0)
+
+    def _may_try(self, index: int) -> bool:
+        """Whether an actor whose breaker is not closed may have a call: the prober, and the others when it is well."""
+        prober = self._prober()
+        return index == prober or not self.actors[prober].trial
 
     @property
     def dead_reason(self) -> str:
@@ -115,6 +150,13 @@ class Past:
         self.strikes = [0] * tiers
         self.failure: Failure | None = None
         """The last failure."""
+
+    def endpoint_of(self, tier: TierState) -> int:
+        """The endpoint of `tier` that failed the last attempt, where it has another; -1: none."""
+        last = self.failure
+        if last is None or len(tier.settings.base_url) == 1 or not self.attempts:
+            return -1
+        return last.endpoint if self.attempts[-1].tier == tier.settings.name else -1
 
     def note(self, tier: TierState, tiers: Sequence[TierState], failure: Failure) -> None:
         """Take in a failed attempt at `tier`."""

@@ -1,48 +1,51 @@
-"""The tier actor: one process that calls one model endpoint, and everything that keeps it from calling too much.
+"""The tier actor: one process that calls a tier's endpoints, and everything that keeps it from calling too much.
 
-A call passes, in this order: the queue for a slot (concurrency), the breaker, the rate limits, the wire. Whatever holds
-it back before it is sent gives it back as a `Refusal`, which is not an attempt. When the breaker opens or the endpoint
-asks for a pause, everything queued is given back at once, so that the router can go elsewhere within microseconds.
+A call passes, in this order: the queue, the choice of an endpoint that is well and has room (upstream.py), the rate
+limits, the wire. Whatever holds it back before it is sent gives it back as a `Refusal`, which is not an attempt. When
+the last endpoint goes out or asks for a pause, everything queued is given back at once, so that the router can go
+elsewhere within microseconds; while others are well, what waits goes to them.
 """
 
 import asyncio
+import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from actors.errors import ConfigError
 from actors.lane import Cancel, Complete, LaneHost, LaneServer
 from actors.messages import Answer, Failure, Health, Refusal, TierCall
 from actors.settings import TierSettings
-from actors.tier.breaker import Breaker, Outcome, Permit, Refused
-from actors.tier.capacity import Capacity
+from actors.tier.breaker import Outcome, Permit
 from actors.tier.classify import Whole, classify_error, classify_reply
-from actors.tier.endpoints import make_transport
+from actors.tier.endpoints import make_transports
 from actors.tier.limiter import RateLimits
 from actors.tier.transport import Transport, TransportError
+from actors.tier.upstream import Balancer, Busy, Upstream
 
 __all__ = ["TierActor", "TierReply"]
 
 TierReply = Answer | Failure | Refusal
 
-AUTH_PAUSE_S = 300.0
-"""A tier whose key is refused, or a path or model that is not there, is asked again this much later."""
-FORBIDDEN = 403
 RATE_PAUSE_S = 0.25
 """How long routers are told to stay away when the tier's own rate limit makes calls wait too long."""
 QUEUE_SWEEP_S = 0.25
+SHORTEST_PACE_S = 0.001
 
 
 class _Queued:
-    """A call that waits for a slot, or runs."""
+    """A call that waits for an endpoint, or runs."""
 
-    __slots__ = ("call", "cancelled", "complete", "expires", "started", "task")
+    __slots__ = ("avoid", "call", "cancelled", "complete", "expires", "paid", "started", "task")
 
     def __init__(self, call: TierCall, complete: Complete[TierReply], expires: float) -> None:
         self.call = call
         self.complete = complete
         self.expires = expires
+        self.avoid = call.avoid
+        self.paid = False
+        """It has taken its share of the rate limits."""
         self.cancelled = False
         self.started = False
         self.task: asyncio.Task[None] | None = None
@@ -60,24 +63,17 @@ class TierActor(LaneHost):
     def __init__(
         self,
         settings: TierSettings,
-        make_transport: Callable[[TierSettings], tuple[Transport, tuple[str, ...]]] = make_transport,
+        make_transports: Callable[[TierSettings], tuple[Sequence[Transport], tuple[str, ...]]] = make_transports,
     ) -> None:
         self._settings = settings
-        self._make_transport = make_transport
-        self._transport: Transport | None = None
+        self._make_transports = make_transports
+        self._transports: Sequence[Transport] = ()
         self._secrets: tuple[str, ...] = ()
-        self._breaker = Breaker(settings.breaker, probe_lease_s=settings.timeout_s + 5.0)
-        self._capacity = Capacity(settings.concurrency)
+        self._balancer = Balancer(settings)
         self._limits = RateLimits(settings.requests_per_minute, settings.tokens_per_minute, 1.0 / settings.replicas)
-        self._queue: deque[_Queued] = deque()
-        self._in_flight = 0
         self._rate_pause_until = 0.0
+        self._queue: deque[_Queued] = deque()
         self._pump_at: asyncio.TimerHandle | None = None
-        self._dead_until = 0.0
-        self._dead_reason = ""
-        self._has_answered = False
-        self._absent: dict[str, tuple[float, str]] = {}
-        """Paths that the endpoint does not have, until when that is believed, and what it said."""
         self._sweeping = False
         self._server: LaneServer[TierCall, TierReply] = LaneServer(
             self._start, note=self.health, weigh=lambda done: len(getattr(done, "body", b"")) + 200
@@ -88,34 +84,25 @@ class TierActor(LaneHost):
     def health(self) -> Health:
         """The actor's condition now; durations in seconds from now."""
         now = time.monotonic()
-        return Health(
-            state=self._breaker.state,
-            open_for_s=max(0.0, self._breaker.open_until - now) if self._breaker.state == "open" else 0.0,
-            cooling_for_s=max(0.0, self._paused_until() - now),
-            in_flight=self._in_flight,
-            queued=len(self._queue),
-            limit=self._capacity.limit,
-            opened=self._breaker.opened,
-            dead_reason=self._dead_reason if self._dead_until > now else "",
-        )
+        health = self._balancer.health(now)
+        pause_s = self._rate_pause_until - now
+        if not self._queue and pause_s <= 0:
+            return health
+        return health._replace(queued=len(self._queue), cooling_for_s=max(pause_s, health.cooling_for_s))
 
     async def close(self) -> None:
         """Give back what waits, and close the connections."""
         self._server.close()
         if self._pump_at is not None:
             self._pump_at.cancel()
-        if self._transport is not None:
-            await self._transport.aclose()
-            self._transport = None
+        transports, self._transports = self._transports, ()
+        for transport in transports:
+            await transport.aclose()
 
     # ------------------------------------------------------------------ the way of a call
 
     def _start(self, lane: str, call: TierCall, complete: Complete[TierReply]) -> Cancel | None:
-        now = time.monotonic()
-        if self._absent and (known := self._absent.get(call.path)) is not None and known[0] > now:
-            complete(Refusal("absent", known[0] - now, known[1]))
-            return None
-        queued = _Queued(call, complete, now + call.queue_s)
+        queued = _Queued(call, complete, time.monotonic() + call.queue_s)
         self._queue.append(queued)
         self._pump()
         if self._queue and not self._sweeping:
@@ -124,76 +111,71 @@ class TierActor(LaneHost):
         return queued.cancel
 
     def _pump(self) -> None:
-        """Start what may start; give everything back when nothing may."""
+        """Start what may start; give back what has nowhere to go."""
         queue = self._queue
         while queue:
-            if queue[0].cancelled:
+            queued = queue[0]
+            if queued.cancelled:
                 queue.popleft()
                 continue
             now = time.monotonic()
-            refusal = self._gate(now)
-            if refusal is not None:
-                self._give_back(refusal)
+            if self._rate_pause_until > now:
+                self._give_back(Refusal("cooling", self._rate_pause_until - now))
                 return
-            ready_at = self._capacity.ready_at(self._in_flight, now)
-            if ready_at is None:
-                break
-            if ready_at > now:  # paced
-                self._pump_later(ready_at - now)
-                return
-            admitted = self._breaker.admit(now)
-            match admitted:
-                case Permit():
-                    queued = queue.popleft()
-                    self._in_flight += 1
-                    self._capacity.sent(now)
-                    queued.task = asyncio.get_running_loop().create_task(self._attempt(queued, admitted))
-                case Refused():
-                    self._give_back(Refusal("open", max(0.0, admitted.retry_at - now)))
+            call = queued.call
+            choice = self._balancer.choose(call.path, queued.avoid, call.held, now, random.random())
+            match choice:
+                case Upstream():
+                    queue.popleft()
+                    self._send_to(choice, queued, now)
+                case Busy():
+                    if choice.ready_at is not None:
+                        self._pump_later(max(SHORTEST_PACE_S, choice.ready_at - now))
                     return
+                case Refusal():
+                    queue.popleft()
+                    queued.complete(choice)
                 case _:
-                    assert_never(admitted)
-        if queue:  # no slot is free: but nobody waits for one while nothing may be sent
-            refusal = None
-            now = time.monotonic()
-            if self._breaker.state == "open" and self._breaker.open_until > now:
-                refusal = Refusal("open", self._breaker.open_until - now)
-            if refusal is not None:
-                self._give_back(refusal)
+                    assert_never(choice)
 
     def _pump_later(self, delay_s: float) -> None:
         if self._pump_at is not None:
             self._pump_at.cancel()
         self._pump_at = asyncio.get_running_loop().call_later(delay_s, self._pump)
 
-    def _paused_until(self) -> float:
-        return max(self._capacity.cooling_until, self._rate_pause_until, self._dead_until)
-
-    def _gate(self, now: float) -> Refusal | None:
-        pause = self._paused_until() - now
-        return Refusal("cooling", pause) if pause > 0 else None
-
-    def _give_back(self, refusal: Refusal, path: str | None = None) -> None:
-        """Refuse what waits for a slot: all of it, or the calls to one path."""
-        for _ in range(len(self._queue)):
-            queued = self._queue.popleft()
-            if path is not None and queued.call.path != path:
-                self._queue.append(queued)
-            elif not queued.cancelled:
+    def _give_back(self, refusal: Refusal) -> None:
+        """Refuse what waits."""
+        queue, self._queue = self._queue, deque()
+        for queued in queue:
+            if not queued.cancelled:
                 queued.complete(refusal)
 
-    async def _attempt(self, queued: _Queued, permit: Permit) -> None:
-        """Make one call. Whatever happens, the slot and the permit are given back and the item completes."""
+    def _send_to(self, upstream: Upstream, queued: _Queued, now: float) -> None:
+        permit = upstream.breaker.admit(now)
+        assert isinstance(permit, Permit), "the balancer chose an endpoint that is out"
+        upstream.in_flight += 1
+        upstream.capacity.sent(now)
+        queued.task = asyncio.get_running_loop().create_task(self._attempt(queued, upstream, permit))
+
+    async def _attempt(self, queued: _Queued, upstream: Upstream, permit: Permit) -> None:
+        """Make one call. Whatever happens, the slot and the permit are given back and the item completes or waits again."""
         outcome: Outcome = "neutral"
         done: TierReply | None = None
+        began = time.monotonic()
         queued.started = True
         try:
             if queued.cancelled:
                 return
-            done = await self._wait_for_rate(queued.call, permit)
+            if not queued.paid:
+                done = await self._wait_for_rate(queued)
+                began = time.monotonic()
+            if done is None and upstream.takes(permit, began):  # else it went out meanwhile
+                done = await self._send(queued.call, upstream)
+                outcome = upstream.learn(done, queued.call.path, time.monotonic())
+                if isinstance(done, Failure) and done.kind in ("auth", "not_found"):
+                    done = self._elsewhere(queued, upstream, done)
             if done is None:
-                done = await self._send(queued.call)
-                outcome = self._learn(done, queued.call.path)
+                self._wait_again(queued)
         except Exception as error:  # a defect of ours must not swallow the row
             done = Failure("internal", f"{type(error).__name__}: {error}"[:300], billed="unknown")
         except asyncio.CancelledError:
@@ -201,83 +183,55 @@ class TierActor(LaneHost):
                 done = Failure("connection", "the call was cancelled on its way", billed="unknown")
             raise
         finally:
-            self._in_flight -= 1
             now = time.monotonic()
-            was_open = self._breaker.state == "open"
-            self._breaker.settle(permit, outcome, now)
-            if self._breaker.state == "open" and not was_open:
-                self._give_back(Refusal("open", self._breaker.open_until - now))
-            if done is not None:  # None: cancelled, and nobody waits for it
+            said = done.message if isinstance(done, Failure) else ""
+            self._balancer.settle(upstream, permit, outcome, now, now - began, said)
+            if done is not None:  # None: it waits again, or was cancelled and nobody waits for it
                 queued.complete(done)
             self._pump()
 
-    async def _wait_for_rate(self, call: TierCall, permit: Permit) -> Refusal | None:
-        if self._limits.unlimited:
-            return None
-        try:
-            async with asyncio.timeout(call.rate_s):
-                await self._limits.wait(call.tokens)
-        except TimeoutError:
-            self._rate_pause_until = time.monotonic() + RATE_PAUSE_S
-            self._give_back(Refusal("cooling", RATE_PAUSE_S))
-            return Refusal("rate", RATE_PAUSE_S)
-        now = time.monotonic()
-        if permit.generation != self._breaker.generation:  # it opened while this call waited
-            return Refusal("open", max(0.0, self._breaker.open_until - now))
-        return self._gate(now)
-
-    async def _send(self, call: TierCall) -> Answer | Failure:
-        if self._transport is None:
+    async def _wait_for_rate(self, queued: _Queued) -> Refusal | None:
+        if not self._limits.unlimited:
             try:
-                self._transport, self._secrets = self._make_transport(self._settings)
+                async with asyncio.timeout(queued.call.rate_s):
+                    await self._limits.wait(queued.call.tokens)
+            except TimeoutError:
+                self._rate_pause_until = time.monotonic() + RATE_PAUSE_S
+                return Refusal("rate", RATE_PAUSE_S)
+        queued.paid = True
+        return None
+
+    def _elsewhere(self, queued: _Queued, upstream: Upstream, failure: Failure) -> Failure | None:
+        """One endpoint refuses the key or lacks the model, and bills nothing: None when another may take the call."""
+        if not self._balancer.another(upstream, queued.call.path, time.monotonic()):
+            return failure
+        queued.avoid = upstream.index
+        return None
+
+    def _wait_again(self, queued: _Queued) -> None:
+        queued.task, queued.started = None, False
+        self._queue.appendleft(queued)
+
+    async def _send(self, call: TierCall, upstream: Upstream) -> Answer | Failure:
+        if not self._transports:
+            try:
+                self._transports, self._secrets = self._make_transports(self._settings)
             except ConfigError as error:
-                return Failure("auth", str(error))
+                return Failure("auth", str(error), endpoint=upstream.index)
         started = time.monotonic()
         try:
-            reply = await self._transport.send(call.path, call.body, call.timeout_s)
+            reply = await self._transports[upstream.index].send(call.path, call.body, call.timeout_s)
         except TransportError as error:
-            return classify_error(error, self._secrets)
-        if reply.headers:
-            self._capacity.advised(reply.headers, time.monotonic())
+            return classify_error(error, self._secrets)._replace(endpoint=upstream.index)
+        now = time.monotonic()
+        upstream.capacity.advised(reply.headers, now)
         outcome = classify_reply(reply.status, reply.headers, reply.body, call.path, time.time(), self._secrets)
         if isinstance(outcome, Whole):
-            return Answer(reply.body, reply.status, outcome.usage, outcome.model, time.monotonic() - started)
-        return outcome
-
-    def _learn(self, done: Answer | Failure, path: str) -> Outcome:
-        """What the answer says about the endpoint, for the breaker, the concurrency limit and the gates."""
-        now = time.monotonic()
-        if isinstance(done, Answer):
-            self._has_answered = True
-            self._capacity.succeeded(self._in_flight, done.duration_s, now)
-            return "success"
-        match done.kind:
-            case "rate_limited":
-                self._capacity.refused(done.retry_after_s, now)
-                return "neutral"
-            case "not_found":
-                # A wrong address or model, for this path at least: a chat endpoint need not have embeddings.
-                self._absent[path] = (now + AUTH_PAUSE_S, done.message)
-                self._give_back(Refusal("absent", AUTH_PAUSE_S, done.message), path)
-                return "neutral"
-            case "auth" if done.status == FORBIDDEN and self._has_answered:
-                return "neutral"  # the key serves others: it is this request that is forbidden
-            case "auth":
-                self._dead_until = now + AUTH_PAUSE_S
-                self._dead_reason = done.message
-                self._give_back(Refusal("cooling", AUTH_PAUSE_S))
-                return "neutral"
-            case "overloaded":
-                self._capacity.refused(done.retry_after_s, now, overloaded=True)
-                return "failure"
-            case "timeout" | "connection" | "server" | "malformed":
-                self._capacity.failed(now)
-                return "failure"
-            case _:
-                return "neutral"
+            return Answer(reply.body, reply.status, outcome.usage, outcome.model, now - started, upstream.index)
+        return outcome._replace(endpoint=upstream.index)
 
     def _sweep(self) -> None:
-        """Give back what has waited too long for a slot."""
+        """Give back what has waited too long."""
         now = time.monotonic()
         late = [queued for queued in self._queue if queued.expires <= now]
         if late:

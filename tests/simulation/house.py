@@ -384,7 +384,7 @@ class History:
 
 
 def _make_tier(settings: TierSettings, endpoint: Endpoint) -> TierActor:
-    return TierActor(settings, lambda settings: (endpoint, ()))
+    return TierActor(settings, lambda settings: ([endpoint] * len(settings.base_url), ()))
 
 
 def _silent(*words: object) -> None:

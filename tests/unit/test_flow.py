@@ -83,7 +83,7 @@ class House:
             for name in endpoints
         ]
         self.endpoints = endpoints
-        self.tiers = [TierActor(tier, lambda settings: (self.endpoints[settings.name], ())) for tier in tiers]
+        self.tiers = [TierActor(tier, lambda settings: ([self.endpoints[settings.name]], ())) for tier in tiers]
         self.budget = BudgetActor(budget, str(state_dir))
         coalesce = CoalesceSettings.model_validate(config.get("coalesce", {}))
         self.coalescer = CoalescerActor(coalesce)

@@ -14,9 +14,10 @@ from actors.lane import Lane
 from actors.messages import Answer, Failure, Health, Refusal, TierCall
 from actors.settings import TierSettings
 from actors.tier import actor as tier_module
-from actors.tier.actor import AUTH_PAUSE_S, TierActor
+from actors.tier.actor import TierActor
 from actors.tier.capacity import COOLING_S
 from actors.tier.transport import Reply, TransportError
+from actors.tier.upstream import AUTH_PAUSE_S
 from tests.faults import ANSWER
 from tests.simulated import LocalPeer, simulated
 
@@ -72,7 +73,7 @@ class Tier:
         self.script = script
         given: dict[str, Any] = {"name": "t", "model": "m", "base_url": "http://x", "timeout_s": 10.0, **settings}
         given["breaker"] = {"failure_threshold": 3, "recovery_timeout_s": 20.0, **given.get("breaker", {})}
-        self.actor = TierActor(TierSettings.model_validate(given), lambda settings: (script, ()))
+        self.actor = TierActor(TierSettings.model_validate(given), lambda settings: ([script], ()))
         self.lane: Lane[TierCall, Any] = Lane("router", LocalPeer(self.actor), on_note=self.observe)
         self.told = Health()
 

@@ -1,0 +1,285 @@
+"""The endpoints of one tier as an actor of it sees them: each one's condition, and which of them takes the next call.
+
+A tier with one `base_url` has one `Upstream`, a fleet that serves the same model has several, each with a breaker, a
+capacity and marks of its own, so that one dead replica is taken out alone. Calls wait for the tier, not for an endpoint:
+when one goes out, those that wait go to the others.
+
+`Balancer.choose` says what happens to the next call: an endpoint that is due for a probe gets it (else nobody would ever
+see that it is back); otherwise the one with fewer calls in flight of two drawn by chance, which balances nearly as well
+as looking at all of them and does not send every actor of a tier to the same one.
+
+Pure: `now` (monotonic seconds) and chance are arguments. The actor counts `in_flight`.
+"""
+
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from actors.messages import Answer, Failure, Health, Refusal
+from actors.settings import TierSettings
+from actors.tier.breaker import Breaker, Outcome, Permit
+from actors.tier.capacity import Capacity
+
+__all__ = ["ABSENT_PAUSE_S", "AUTH_PAUSE_S", "Balancer", "Busy", "Upstream"]
+
+AUTH_PAUSE_S: Final = 300.0
+"""An endpoint that refuses the key is asked again this much later."""
+ABSENT_PAUSE_S: Final = 300.0
+"""And one that does not have the path or the model, for that path."""
+FORBIDDEN = 403
+HELD_S: Final = 1.0
+"""When all that is left is held, another actor's probe will tell; look again so soon."""
+MAX_WHY_CHARS = 160
+
+
+class Busy(NamedTuple):
+    """No call now, but one that waits will be taken: at `ready_at`, or (None) when a call in flight has ended."""
+
+    ready_at: float | None
+
+
+class Upstream:
+    """One endpoint's condition."""
+
+    __slots__ = (
+        "absent",
+        "address",
+        "breaker",
+        "capacity",
+        "cooling_since",
+        "dead_reason",
+        "dead_until",
+        "has_answered",
+        "in_flight",
+        "index",
+        "last_refusal",
+    )
+
+    def __init__(self, index: int, base_url: str, settings: TierSettings) -> None:
+        self.index = index
+        """Its place among the tier's `base_url`s: the same in every actor of the tier."""
+        self.address = _address(base_url)
+        self.breaker = Breaker(settings.breaker)
+        self.capacity = Capacity(settings.concurrency)
+        self.in_flight = 0
+        self.dead_until = 0.0
+        self.dead_reason = ""
+        self.absent: dict[str, tuple[float, str]] = {}
+        """Paths that it does not have, until when that is believed, and what it said."""
+        self.has_answered = False
+        self.cooling_since = 0.0
+        self.last_refusal = ""
+
+    def blocked_until(self, now: float) -> float:
+        """When it may be asked, slots and pace aside; at most `now`: now."""
+        breaker, pause = self.breaker, max(self.capacity.cooling_until, self.dead_until)
+        return pause if breaker.state == "closed" else max(pause, breaker.retry_at(now))
+
+    def takes(self, permit: Permit, now: float) -> bool:
+        """Whether a call that was admitted before may still be sent."""
+        paused = max(self.capacity.cooling_until, self.dead_until) > now
+        return not paused and permit.generation == self.breaker.generation
+
+    def lacks(self, path: str, now: float) -> tuple[float, str] | None:
+        """Until when this endpoint is known not to have the path, and what it said."""
+        known = self.absent.get(path) if self.absent else None
+        return known if known is not None and known[0] > now else None
+
+    def refusal(self, until: float, now: float) -> Refusal:
+        cooling = until <= max(self.capacity.cooling_until, self.dead_until)
+        return Refusal("cooling" if cooling else "open", max(0.0, until - now))
+
+    def settle(self, permit: Permit, outcome: Outcome, now: float, duration_s: float, said: str = "") -> bool:
+        """End a call. True: the breaker has changed its state."""
+        breaker = self.breaker
+        generation = breaker.generation
+        breaker.settle(permit, outcome, now, duration_s)
+        if breaker.generation == generation:
+            return False
+        if breaker.why and said:
+            breaker.why += f", last: {said}"
+        return True
+
+    def learn(self, done: Answer | Failure, path: str, now: float) -> Outcome:
+        """What came of a call, for the capacity and the marks; returns what the breaker is to make of it."""
+        if isinstance(done, Answer):
+            self.has_answered = True
+            self.capacity.succeeded(self.in_flight, done.duration_s, now)
+            return "success"
+        match done.kind:
+            case "rate_limited":
+                if self.capacity.cooling_until <= now:
+                    self.cooling_since = now
+                self.capacity.refused(done.retry_after_s, now)
+                self.last_refusal = done.message
+                return "neutral"
+            case "not_found":
+                # A wrong address or model, for this path at least: a chat endpoint need not have embeddings.
+                self.absent[path] = (now + ABSENT_PAUSE_S, done.message)
+                return "neutral"
+            case "auth" if done.status == FORBIDDEN and self.has_answered:
+                return "neutral"  # the key serves others: it is this request that is forbidden
+            case "auth":
+                self.dead_until = now + AUTH_PAUSE_S
+                self.dead_reason = done.message
+                return "neutral"
+            case "overloaded":
+                self.capacity.refused(done.retry_after_s, now, overloaded=True)
+                return "failure"
+            case "timeout" | "connection" | "server" | "malformed":
+                self.capacity.failed(now)
+                return "failure"
+            case _:
+                return "neutral"
+
+    def health(self, now: float) -> Health:
+        """Its condition; durations in seconds from now, or until now (`since_s`)."""
+        breaker, cooling_until = self.breaker, max(self.capacity.cooling_until, self.dead_until)
+        why, since, dead = "", 0.0 if breaker.changed_at is None else breaker.changed_at, self.dead_until > now
+        if dead:
+            why, since = self.dead_reason, self.dead_until - AUTH_PAUSE_S
+        elif breaker.state != "closed":
+            why = breaker.why
+        elif cooling_until > now:
+            why, since = self.last_refusal, self.cooling_since
+        elif self.absent:
+            until, why = max(self.absent.values())
+            why, since = (why, until - ABSENT_PAUSE_S) if until > now else ("", since)
+        return Health(
+            breaker.state,
+            0.0 if breaker.state == "closed" else max(0.0, breaker.retry_at(now) - now),
+            max(0.0, cooling_until - now),
+            self.in_flight,
+            0,
+            self.capacity.limit,
+            breaker.opened,
+            self.dead_reason if dead else "",
+            why[:MAX_WHY_CHARS],
+            max(0.0, now - since) if since else 0.0,
+            self.address,
+        )
+
+    def check(self) -> None:
+        """Assert what always holds; for tests."""
+        self.breaker.check()
+        assert self.in_flight >= 0
+
+
+class Balancer:
+    """A tier's endpoints. `choose`, count the call in `in_flight`, then `settle` it."""
+
+    def __init__(self, settings: TierSettings) -> None:
+        self.all = [Upstream(index, url, settings) for index, url in enumerate(settings.base_url)]
+        self._in_trial: list[Upstream] = []
+        """Those whose breaker is not closed."""
+
+    @property
+    def in_flight(self) -> int:
+        return sum(each.in_flight for each in self.all)
+
+    def choose(self, path: str, avoid: int, held: int, now: float, chance: float) -> "Upstream | Busy | Refusal":
+        """Who takes the next call, by a number in [0, 1). A Refusal tells when the first of them may be asked again.
+
+        `avoid`: the number of one that is used only when no other is ready; -1: none. `held`: those (bit by number)
+        that another actor finds out about: avoided likewise, and never probed from here.
+        """
+        every, count = self.all, len(self.all)
+        for each in self._in_trial:
+            if each.index != avoid and self._may_probe(each, held, path, now):
+                return each
+        if count == 1:
+            one = two = every[0]
+        else:
+            at, rest = divmod(chance * count, 1.0)
+            one = every[int(at)]
+            two = every[(int(at) + 1 + int(rest * (count - 1))) % count]
+            if two.in_flight < one.in_flight:
+                one, two = two, one
+        for each in (one, two):
+            if each.index != avoid and not held >> each.index & 1 and self._ready(each, path, now):
+                return each
+        ready = [each for each in every if self._ready(each, path, now)]
+        if ready:
+            return min(ready, key=lambda each: (each.index == avoid or held >> each.index & 1, each.in_flight))
+        if avoid >= 0 and self._may_probe(every[avoid], held, path, now):
+            return every[avoid]
+        return self._why_none(path, held, now)
+
+    def settle(
+        self, upstream: Upstream, permit: Permit, outcome: Outcome, now: float, duration_s: float, said: str = ""
+    ) -> None:
+        """End a call at an endpoint; `said`: its failure's message."""
+        upstream.in_flight -= 1
+        if upstream.settle(permit, outcome, now, duration_s, said):
+            self._in_trial = [each for each in self.all if each.breaker.state != "closed"]
+
+    def another(self, than: Upstream, path: str, now: float) -> bool:
+        """Whether some other endpoint might take a call to `path`."""
+        others = (each for each in self.all if each is not than)
+        return any(each.blocked_until(now) <= now and each.lacks(path, now) is None for each in others)
+
+    def health(self, now: float) -> Health:
+        """The tier's condition here: that of the endpoint that can take a call first, with the sums over all."""
+        if len(self.all) == 1:
+            return self.all[0].health(now)
+        every = tuple(each.health(now) for each in self.all)
+        best = min(every, key=lambda each: (max(each.open_for_s, each.cooling_for_s), each.state != "closed"))
+        usable = [each for each in every if each.state == "closed" and not each.dead_reason]
+        return best._replace(
+            in_flight=self.in_flight,
+            limit=sum(each.limit for each in usable) or best.limit,
+            opened=sum(each.opened for each in every),
+            address="",
+            endpoints=every,
+        )
+
+    @staticmethod
+    def _ready(each: Upstream, path: str, now: float) -> bool:
+        """Whether it takes an ordinary call now."""
+        if each.breaker.state != "closed" or each.blocked_until(now) > now or each.lacks(path, now) is not None:
+            return False
+        ready_at = each.capacity.ready_at(each.in_flight, now)
+        return ready_at is not None and ready_at <= now
+
+    @staticmethod
+    def _may_probe(each: Upstream, held: int, path: str, now: float) -> bool:
+        """Whether it is due for a probe. That needs no slot: calls from before the outage may hang in all of them."""
+        return (
+            each.breaker.state != "closed"
+            and not held >> each.index & 1
+            and each.blocked_until(now) <= now
+            and each.lacks(path, now) is None
+        )
+
+    def _why_none(self, path: str, held: int, now: float) -> Busy | Refusal:
+        """None is ready: whether to wait for a slot or for the pace, or to go elsewhere."""
+        lacking = [each.lacks(path, now) for each in self.all]
+        if None not in lacking:
+            until, said = min(known for known in lacking if known is not None)
+            return Refusal("absent", until - now, said)
+        soonest: tuple[float, Upstream] | None = None
+        paces: list[float] = []
+        for each, known in zip(self.all, lacking, strict=True):
+            if known is not None or (each.breaker.state != "closed" and held >> each.index & 1):
+                continue
+            until = each.blocked_until(now)
+            if soonest is None or until < soonest[0]:
+                soonest = (until, each)
+            pace = each.capacity.ready_at(each.in_flight, now)
+            if until <= now and pace is not None:
+                paces.append(pace)
+        if soonest is None:
+            return Refusal("open", HELD_S)
+        until, first = soonest
+        return first.refusal(until, now) if until > now else Busy(min(paces, default=None))
+
+    def check(self) -> None:
+        """Assert what always holds; for tests."""
+        for each in self.all:
+            each.check()
+        assert self._in_trial == [each for each in self.all if each.breaker.state != "closed"]
+
+
+def _address(base_url: str) -> str:
+    """Host, port and path: what a person knows the endpoint by, without what may be secret."""
+    parts = urlsplit(base_url)
+    return parts.netloc.rpartition("@")[2] + parts.path
