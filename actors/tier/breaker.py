@@ -216,7 +216,7 @@ class _Slice:
 
 
 class _Window:
-    """Counts the calls of the last `window_s` seconds."""
+    """Counts the calls of the last `window_s` seconds, of which up to a slice is let go early."""
 
     __slots__ = ("_slice_s", "_slices", "_window_s", "calls", "failed", "slow")
 
@@ -230,7 +230,7 @@ class _Window:
         slices = self._slices
         if not slices or now >= slices[-1].began + self._slice_s:
             slices.append(_Slice(now))
-            while slices[0].began < now - self._window_s:
+            while slices[0].began < now - self._window_s + self._slice_s:
                 old = slices.popleft()
                 self.calls -= old.calls
                 self.failed -= old.failed

@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from actors.settings import BreakerSettings
-from actors.tier.breaker import RECOVERY_CAP, Breaker, Permit, Refused
+from actors.tier.breaker import RECOVERY_CAP, STATES, TRANSITIONS, Breaker, Permit, Refused
 
-LEASE_S = 20.0
 SETTINGS = st.builds(
     BreakerSettings,
     failure_threshold=st.integers(1, 5),
@@ -16,6 +15,8 @@ SETTINGS = st.builds(
     min_calls=st.integers(1, 8),
     window_s=st.sampled_from([5.0, 60.0]),
     half_open_calls=st.integers(1, 3),
+    slow_call_s=st.sampled_from([None, 2.0]),
+    slow_call_rate=st.sampled_from([0.3, 1.0]),
 )
 OUTCOMES = st.sampled_from(["success", "failure", "failure", "neutral"])
 
@@ -25,17 +26,22 @@ class Machine(RuleBasedStateMachine):
     def start(self, settings: BreakerSettings) -> None:
         self.settings_ = settings
         self.now = 100.0
-        self.breaker = Breaker(settings, LEASE_S)
+        self.breaker = Breaker(settings)
         self.calls: list[tuple[Permit, float]] = []
         self.settled: list[Permit] = []
-        self.generation = 0
+        self.generation, self.state = 0, "closed"
+        self.probed: list[float] = []
 
     @rule()
     def admit(self) -> None:
+        retry_at = self.breaker.retry_at(self.now)
         answer = self.breaker.admit(self.now)
         if isinstance(answer, Refused):
-            assert answer.retry_at > self.now
+            assert answer.retry_at == retry_at > self.now
             return
+        assert retry_at <= self.now
+        if answer.probe:
+            self.probed.append(self.now)
         assert answer.generation == self.breaker.generation
         assert self.breaker.state != "open"
         self.calls.append((answer, self.now))
@@ -43,20 +49,22 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.calls)
     @rule(data=st.data(), outcome=OUTCOMES)
     def settle(self, data: st.DataObject, outcome: str) -> None:
-        permit, _ = self.calls.pop(data.draw(st.integers(0, len(self.calls) - 1)))
-        self.settle_one(permit, outcome)
+        permit, since = self.calls.pop(data.draw(st.integers(0, len(self.calls) - 1)))
+        if permit.probe and outcome == "neutral":
+            self.probed.clear()  # its place is free at once
+        self.settle_one(permit, outcome, duration_s=self.now - since)
         self.settled.append(permit)
 
     @precondition(lambda self: self.settled)
     @rule(data=st.data(), outcome=OUTCOMES)
     def settle_a_stale_one_again(self, data: st.DataObject, outcome: str) -> None:
-        stale = [permit for permit in self.settled if permit.generation != self.breaker.generation or permit.probe]
+        stale = [permit for permit in self.settled if permit.generation != self.breaker.generation]
         if stale:
             self.settle_one(data.draw(st.sampled_from(stale)), outcome, inert=True)
 
-    def settle_one(self, permit: Permit, outcome: str, inert: bool = False) -> None:
+    def settle_one(self, permit: Permit, outcome: str, inert: bool = False, duration_s: float = 0.0) -> None:
         before = (self.breaker.state, self.breaker.generation, self.breaker.open_until)
-        self.breaker.settle(permit, outcome, self.now)  # type: ignore[arg-type]
+        self.breaker.settle(permit, outcome, self.now, duration_s)  # type: ignore[arg-type]
         if inert or permit.generation != before[1] or outcome == "neutral":
             assert (self.breaker.state, self.breaker.generation, self.breaker.open_until) == before
 
@@ -75,20 +83,24 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "breaker"):
             return
         self.breaker.check()
-        assert self.breaker.generation >= self.generation
-        self.generation = self.breaker.generation
-        probes = [
-            permit
-            for permit, since in self.calls
-            if permit.probe and permit.generation == self.breaker.generation and self.now < since + LEASE_S
-        ]
-        assert len(probes) <= self.settings_.half_open_calls
+        step = self.breaker.generation - self.generation
+        assert 0 <= step <= 1
+        if step:
+            assert self.breaker.state in {TRANSITIONS[row] for row in TRANSITIONS if row[0] == self.state}
+            if self.breaker.state == "closed":
+                self.probed.clear()
+        else:
+            assert self.breaker.state == self.state
+        self.generation, self.state = self.breaker.generation, self.breaker.state
+        recent = [at for at in self.probed if at > self.now - self.settings_.recovery_timeout_s]
+        assert len(recent) <= self.settings_.half_open_calls, "more probes than places within a recovery time"
 
     def teardown(self) -> None:
         """Never wedged: after enough time a call is admitted, and successes close it."""
         if not hasattr(self, "breaker"):
             return
-        self.now += max(self.settings_.recovery_timeout_s * RECOVERY_CAP, LEASE_S)
+        assert self.breaker.state in STATES
+        self.now += self.settings_.recovery_timeout_s * RECOVERY_CAP
         permit = self.breaker.admit(self.now)
         assert isinstance(permit, Permit)
         self.breaker.settle(permit, "success", self.now)
