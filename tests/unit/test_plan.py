@@ -252,14 +252,74 @@ def test_when_all_tiers_are_open_a_row_waits_for_the_first_to_recover() -> None:
 
 
 def test_a_recovering_tier_gets_one_call_at_a_time() -> None:
-    """The crowd stays where it is until the probe has come back."""
+    """The crowd stays where it is until the actor has told what came of the probe, or that another may go."""
     cascade = Cascade({}, {})
-    cascade.observe(0, state="half_open")
+    cascade.observe(0, state="open")
     assert cascade.decide() == Try(0, 0, 0.0, retry=False)
-    cascade.tiers[0].actors[0].outstanding = 1
+    cascade.tiers[0].actors[0].sent()
     assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+    cascade.observe(0, state="half_open", open_for_s=3.0)
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+    cascade.now += 3.0
+    assert cascade.decide() == Try(0, 0, 0.0, retry=False), "the first probe hangs: another may go"
     cascade.observe(0, state="closed")
     assert cascade.decide() == Try(0, 0, 0.0, retry=False)
+
+
+def test_calls_from_before_an_outage_do_not_keep_the_probe_away() -> None:
+    """Hundreds of them may hang until their timeout, while the endpoint is long back."""
+    cascade = Cascade({}, {})
+    for _ in range(100):
+        cascade.tiers[0].actors[0].sent()
+    cascade.observe(0, state="open", open_for_s=3.0, in_flight=100)
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+    cascade.now += 3.0
+    assert cascade.decide() == Try(0, 0, 0.0, retry=False)
+
+
+def test_one_actor_probes_for_all_of_its_tier() -> None:
+    """However many actors a tier has, its endpoint meets one probe in an interval; its success lets the others try."""
+    cascade = Cascade({"replicas": 3}, {})
+    for actor in range(3):
+        cascade.observe(0, actor, state="open", open_for_s=0.0 if actor else 5.0)
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False), "the others are due, but it is not for them to ask"
+    assert cascade.tiers[0].usable_at(NOW) == NOW + 5.0
+    cascade.now += 5.0
+    assert cascade.decide() == Try(0, 0, 0.0, retry=False)
+    cascade.observe(0, 0, state="closed")
+    cascade.tiers[0].actors[0].outstanding = 1
+    assert cascade.decide() == Try(0, 1, 0.0, retry=False)
+
+
+def test_when_the_prober_is_away_the_next_actor_probes() -> None:
+    """The first of those that are up."""
+    cascade = Cascade({"replicas": 3}, {})
+    for actor in range(3):
+        cascade.observe(0, actor, state="open")
+    cascade.tiers[0].actors[0].up = False
+    assert cascade.decide() == Try(0, 1, 0.0, retry=False)
+    cascade.tiers[0].actors[1].sent()
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+
+
+def test_an_endpoint_that_is_out_at_the_prober_is_held_for_the_others() -> None:
+    """One of a fleet: the actor takes calls, and which of its endpoints may be probed is told with each call."""
+    cascade = Cascade({"replicas": 2, "base_url": ["http://a", "http://b", "http://c"]})
+    endpoints = (Health(), Health(state="open", open_for_s=9.0), Health(state="half_open"))
+    cascade.observe(0, 0, endpoints=endpoints)
+    assert (cascade.tiers[0].held(0), cascade.tiers[0].held(1)) == (0, 0b110)
+    cascade.tiers[0].actors[0].up = False
+    assert cascade.tiers[0].held(1) == 0
+
+
+def test_a_retry_avoids_the_endpoint_that_failed_it() -> None:
+    """Where the tier has another; a failure at another tier says nothing of this one's."""
+    cascade = Cascade({"base_url": ["http://a", "http://b"]}, {})
+    assert cascade.past.endpoint_of(cascade.tiers[0]) == -1
+    cascade.fail(0, "server", endpoint=1)
+    assert [cascade.past.endpoint_of(tier) for tier in cascade.tiers] == [1, -1]
+    cascade.fail(1, "server", endpoint=0)
+    assert [cascade.past.endpoint_of(tier) for tier in cascade.tiers] == [-1, -1]
 
 
 def test_a_tier_whose_actor_is_down_is_passed_over_and_looked_at_again_soon() -> None:

@@ -1,7 +1,7 @@
 """The tier actor around a scripted transport, in simulated time."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -69,11 +69,12 @@ class Script:
 class Tier:
     """A tier actor, and a lane to it as a router has one."""
 
-    def __init__(self, script: Script, **settings: Any) -> None:
-        self.script = script
-        given: dict[str, Any] = {"name": "t", "model": "m", "base_url": "http://x", "timeout_s": 10.0, **settings}
+    def __init__(self, *scripts: Script, **settings: Any) -> None:
+        self.script, *_ = self.scripts = scripts
+        urls = [f"http://{name}" for name, _ in zip("xyz", scripts, strict=False)]
+        given: dict[str, Any] = {"name": "t", "model": "m", "base_url": urls, "timeout_s": 10.0, **settings}
         given["breaker"] = {"failure_threshold": 3, "recovery_timeout_s": 20.0, **given.get("breaker", {})}
-        self.actor = TierActor(TierSettings.model_validate(given), lambda settings: ([script], ()))
+        self.actor = TierActor(TierSettings.model_validate(given), lambda settings: (scripts, ()))
         self.lane: Lane[TierCall, Any] = Lane("router", LocalPeer(self.actor), on_note=self.observe)
         self.told = Health()
 
@@ -91,8 +92,8 @@ class Tier:
 
 
 @asynccontextmanager
-async def serving(script: Script, **settings: Any) -> AsyncIterator[Tier]:
-    tier = Tier(script, **settings)
+async def serving(*scripts: Script, **settings: Any) -> AsyncIterator[Tier]:
+    tier = Tier(*scripts, **settings)
     await tier.lane.open(5.0)
     try:
         yield tier
@@ -101,6 +102,7 @@ async def serving(script: Script, **settings: Any) -> AsyncIterator[Tier]:
         await tier.actor.close()
         await asyncio.sleep(0)
         assert tier.actor.health().in_flight == 0, "a slot was not given back"
+        tier.actor._balancer.check()
 
 
 def kinds(done: list[Any]) -> list[str]:
@@ -417,11 +419,77 @@ async def test_a_call_that_would_wait_too_long_for_the_rate_is_given_back() -> N
 
 
 @timed
+async def test_when_one_endpoint_goes_out_what_waits_goes_to_the_others_at_once() -> None:
+    """Queued calls belong to the tier, not to an endpoint; nothing is given back while one is well."""
+    dead, well = Script(*[BROKEN] * 1000), Script()
+    async with serving(dead, well, concurrency=2) as tier:
+        done = await asyncio.gather(*tier.calls(60))
+        assert Counter(kinds(done)) == {"ok": 60 - dead.sent, "server": dead.sent}
+        assert 3 <= dead.sent <= 4, "what opened it, and one that was under way"
+        assert {one.endpoint for one in done if isinstance(one, Failure)} == {0}
+        assert {one.endpoint for one in done if isinstance(one, Answer)} == {1}
+        assert (tier.told.state, [one.state for one in tier.told.endpoints]) == ("closed", ["open", "closed"])
+
+
+@timed
+async def test_an_endpoint_that_is_back_is_used_again_after_one_probe() -> None:
+    """While the others carry the load: its probe is one of their calls."""
+    back, well = Script(*[BROKEN] * 100), Script()
+    async with serving(back, well) as tier:
+        await asyncio.gather(*tier.calls(30))
+        back.lines.clear()
+        sent = back.sent
+        await asyncio.sleep(20.1)
+        assert kinds([await tier.call()]) == ["ok"]
+        assert back.sent == sent + 1
+        assert [one.state for one in tier.told.endpoints] == ["closed", "closed"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [UNAUTHORIZED, Reply(404, {}, b'{"error":{"code":"model_not_found"}}')], ids=["401", "404"]
+)
+def test_an_endpoint_with_a_wrong_key_or_model_costs_no_row(wrong: Reply) -> None:
+    """One replica of a fleet is set up wrongly: it bills nothing, so its calls go to the others, and it is left alone."""
+
+    @timed
+    async def test() -> None:
+        bad, well = Script(*[wrong] * 100), Script()
+        async with serving(bad, well, concurrency=1) as tier:
+            assert kinds(await asyncio.gather(*tier.calls(40))) == ["ok"] * 40
+            assert bad.sent == 1
+            assert tier.told.dead_reason == ""
+            assert "HTTP 40" in tier.told.endpoints[0].why
+
+    test()
+
+
+@timed
+async def test_a_call_that_waits_for_the_rate_goes_elsewhere_when_its_endpoint_goes_out() -> None:
+    """It has taken its share of the rate, and is not refused for what happened to its endpoint meanwhile."""
+    dead, well = Script(*[BROKEN] * 100), Script()
+    async with serving(dead, well, requests_per_minute=60, breaker={"failure_threshold": 1}) as tier:
+        done = await asyncio.gather(*tier.calls(10))
+        assert Counter(kinds(done)) == {"ok": 9, "server": 1}
+        assert dead.sent == 1
+
+
+@timed
+async def test_a_paced_endpoint_is_asked_when_its_time_has_come() -> None:
+    """Nothing else happens then that would start the next call."""
+    async with serving(Script()) as tier:
+        (upstream,) = tier.actor._balancer.all
+        now = asyncio.get_running_loop().time()
+        upstream.capacity.ready_at = lambda in_flight, at: max(now + 5.0, at)  # type: ignore[method-assign]
+        assert kinds([await tier.call()]) == ["ok"]
+        assert asyncio.get_running_loop().time() == pytest.approx(now + 5.0, abs=0.1)
+
+
+@timed
 async def test_closing_closes_the_connections() -> None:
-    """And its callers see the lane lost."""
-    async with serving(Script(OK)) as tier:
+    """To all endpoints; and its callers see the lane lost."""
+    async with serving(Script(OK), Script()) as tier:
         await tier.call()
-    assert tier.script.closed
+    assert [script.closed for script in tier.scripts] == [True, True]
 
 
 def test_making_one_does_no_io() -> None:
