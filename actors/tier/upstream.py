@@ -29,6 +29,7 @@ FORBIDDEN = 403
 HELD_S: Final = 1.0
 """When all that is left is held, another actor's probe will tell; look again so soon."""
 MAX_WHY_CHARS = 160
+TOLD_S = 0.25
 
 
 class Busy(NamedTuple):
@@ -171,10 +172,8 @@ class Balancer:
         self.all = [Upstream(index, url, settings) for index, url in enumerate(settings.base_url)]
         self._in_trial: list[Upstream] = []
         """Those whose breaker is not closed."""
-
-    @property
-    def in_flight(self) -> int:
-        return sum(each.in_flight for each in self.all)
+        self._told: tuple[Health, ...] = ()
+        self._told_at = float("-inf")
 
     def choose(self, path: str, avoid: int, held: int, now: float, chance: float) -> "Upstream | Busy | Refusal":
         """Who takes the next call, by a number in [0, 1). A Refusal tells when the first of them may be asked again.
@@ -211,6 +210,7 @@ class Balancer:
         upstream.in_flight -= 1
         if upstream.settle(permit, outcome, now, duration_s, said):
             self._in_trial = [each for each in self.all if each.breaker.state != "closed"]
+            self._told_at = float("-inf")
 
     def another(self, than: Upstream, path: str, now: float) -> bool:
         """Whether some other endpoint might take a call to `path`."""
@@ -218,18 +218,24 @@ class Balancer:
         return any(each.blocked_until(now) <= now and each.lacks(path, now) is None for each in others)
 
     def health(self, now: float) -> Health:
-        """The tier's condition here: that of the endpoint that can take a call first, with the sums over all."""
-        if len(self.all) == 1:
-            return self.all[0].health(now)
-        every = tuple(each.health(now) for each in self.all)
-        best = min(every, key=lambda each: (max(each.open_for_s, each.cooling_for_s), each.state != "closed"))
-        usable = [each for each in every if each.state == "closed" and not each.dead_reason]
-        return best._replace(
-            in_flight=self.in_flight,
-            limit=sum(each.limit for each in usable) or best.limit,
-            opened=sum(each.opened for each in every),
+        """The tier's condition here: that of the endpoint that can take a call first, with the sums over all.
+
+        It rides on every batch of completions, so each endpoint's own is made anew only `TOLD_S` after the last time, and
+        when a breaker changed its state.
+        """
+        every = self.all
+        if len(every) == 1:
+            return every[0].health(now)
+        if now >= self._told_at + TOLD_S:
+            self._told, self._told_at = tuple(each.health(now) for each in every), now
+        first = min(every, key=lambda each: (each.blocked_until(now), each.breaker.state != "closed"))
+        slots = sum(each.capacity.limit for each in every if each.breaker.state == "closed" and each.dead_until <= now)
+        return first.health(now)._replace(
+            in_flight=sum(each.in_flight for each in every),
+            limit=slots or first.capacity.limit,
+            opened=sum(each.breaker.opened for each in every),
             address="",
-            endpoints=every,
+            endpoints=self._told,
         )
 
     @staticmethod

@@ -159,7 +159,7 @@ def _tiers(
             TierSettings(
                 name=name,
                 model=f"model-{name}",
-                base_url=("http://x",),
+                base_url=("http://x", "http://y", "http://z")[: rng.choice((1, 1, 1, 2, 3))],
                 quality=rng.choice(QUALITIES),
                 replicas=rng.choice((1, 1, 1, 2)),
                 concurrency=rng.choice(("auto", 1, 2, 8)),
