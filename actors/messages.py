@@ -242,6 +242,7 @@ class Health(NamedTuple):
     """Until a pause is over that the endpoint has asked for, or that it was given because it is dead."""
     in_flight: int = 0
     queued: int = 0
+    """Calls that the actor holds back: they have not been sent."""
     limit: int = 1
     opened: int = 0
     """How often a breaker has opened in this actor's life."""

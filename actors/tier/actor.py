@@ -72,6 +72,8 @@ class TierActor(LaneHost):
         self._balancer = Balancer(settings)
         self._limits = RateLimits(settings.requests_per_minute, settings.tokens_per_minute, 1.0 / settings.replicas)
         self._rate_pause_until = 0.0
+        self._paced = 0
+        """Calls that have a slot and wait for the tier's own rate limits."""
         self._queue: deque[_Queued] = deque()
         self._pump_at: asyncio.TimerHandle | None = None
         self._sweeping = False
@@ -85,10 +87,10 @@ class TierActor(LaneHost):
         """The actor's condition now; durations in seconds from now."""
         now = time.monotonic()
         health = self._balancer.health(now)
-        pause_s = self._rate_pause_until - now
-        if not self._queue and pause_s <= 0:
+        pause_s, queued = self._rate_pause_until - now, len(self._queue) + self._paced
+        if not queued and pause_s <= 0:
             return health
-        return health._replace(queued=len(self._queue), cooling_for_s=max(pause_s, health.cooling_for_s))
+        return health._replace(queued=queued, cooling_for_s=max(pause_s, health.cooling_for_s))
 
     async def close(self) -> None:
         """Give back what waits, and close the connections."""
@@ -192,12 +194,15 @@ class TierActor(LaneHost):
 
     async def _wait_for_rate(self, queued: _Queued) -> Refusal | None:
         if not self._limits.unlimited:
+            self._paced += 1
             try:
                 async with asyncio.timeout(queued.call.rate_s):
                     await self._limits.wait(queued.call.tokens)
             except TimeoutError:
                 self._rate_pause_until = time.monotonic() + RATE_PAUSE_S
                 return Refusal("rate", RATE_PAUSE_S)
+            finally:
+                self._paced -= 1
         queued.paid = True
         return None
 

@@ -277,10 +277,26 @@ class _Watch:
         notes = (tier for note in self._last.values() for tier in note.tiers if tier.name == name)
         return plain(next((tier.last_failure for tier in notes if tier.last_failure), ""), 120)
 
+    def _endpoint_events(self, name: str) -> bool:
+        """Tell which endpoints are left alone while the others take their calls. False: there is only one."""
+        seen: dict[str, list[Health]] = {}
+        for (tier, _), (health, _) in self._health.items():
+            for endpoint in health.endpoints if tier == name else ():
+                seen.setdefault(endpoint.address, []).append(endpoint)
+        for address, healths in seen.items():
+            out = next((each for each in healths if each.state != "closed" or each.dead_reason), None)
+            topic = f"endpoint {name} {address}"
+            if out is None:
+                self._over(topic, f"{name}: {plain(address)} takes calls again")
+            else:
+                self._begins(topic, f"{name}: {plain(address)} is left alone ({plain(out.why)})")
+        return bool(seen)
+
     def _tier_events(self, tier: TierScene) -> None:
         name, (word, detail, _, left_s) = tier.name, tier.condition
+        several = self._endpoint_events(name)
         opened = self._run.tally.opened[name]
-        if opened > self._opened[name]:
+        if opened > self._opened[name] and not (several and word == "ok"):
             self._opened[name] = opened
             for_s = f", no calls to it for {ceil(left_s)} s" if word == "open" and left_s > 0 else ""
             why = f" ({said})" if (said := self._said(name)) else ""

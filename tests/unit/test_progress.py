@@ -340,6 +340,18 @@ def test_breaker_events_are_plain_words() -> None:
     ]
 
 
+def test_one_endpoint_that_is_left_alone_is_told_by_its_address() -> None:
+    """One replica of a fleet: the tier goes on, and is not said to fail."""
+    stage = Stage()
+    watch = stage.watch()
+    first, second = Health(address="a:1/v1"), Health(address="b:2/v1")
+    out = second._replace(state="open", why="5 failures in a row")
+    for one, opened in ((second, 0), (out, 1), (out, 1), (second, 1), (second, 1)):
+        stage.tally.note("router", note(Health(opened=opened, endpoints=(first, one))))
+        watch.look(0.0)
+    assert stage.told == ["premium: b:2/v1 is left alone (5 failures in a row)", "premium: b:2/v1 takes calls again"]
+
+
 def test_a_refused_key_is_told_once() -> None:
     """A tier that is out says why, on one line and without control characters, however often it is looked at."""
     stage = Stage()
