@@ -245,6 +245,7 @@ class TierActor(LaneHost):
             for queued in late:
                 if not queued.cancelled:
                     queued.complete(Refusal("queue", 1.0))
+        self._pump()  # an endpoint may be due again, while those that are well are full of calls that hang
         self._sweeping = bool(self._queue)
         if self._sweeping:
             asyncio.get_running_loop().call_later(QUEUE_SWEEP_S, self._sweep)

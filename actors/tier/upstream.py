@@ -186,13 +186,12 @@ class Balancer:
             if each.index != avoid and self._may_probe(each, held, path, now):
                 return each
         if count == 1:
-            one = two = every[0]
-        else:
-            at, rest = divmod(chance * count, 1.0)
-            one = every[int(at)]
-            two = every[(int(at) + 1 + int(rest * (count - 1))) % count]
-            if two.in_flight < one.in_flight:
-                one, two = two, one
+            return every[0] if self._ready(every[0], path, now) else self._why_none(path, held, now)
+        at, rest = divmod(chance * count, 1.0)
+        one = every[int(at)]
+        two = every[(int(at) + 1 + int(rest * (count - 1))) % count]
+        if two.in_flight < one.in_flight:
+            one, two = two, one
         for each in (one, two):
             if each.index != avoid and not held >> each.index & 1 and self._ready(each, path, now):
                 return each

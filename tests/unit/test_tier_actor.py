@@ -445,6 +445,18 @@ async def test_an_endpoint_that_is_back_is_used_again_after_one_probe() -> None:
         assert [one.state for one in tier.told.endpoints] == ["closed", "closed"]
 
 
+@timed
+async def test_what_waits_finds_an_endpoint_that_is_due_again() -> None:
+    """Also when nothing else happens: the other endpoint's slots are full of calls that hang."""
+    back, full = Script(BROKEN), Script(*[500.0] * 10)
+    async with serving(back, full, concurrency=1, breaker={"failure_threshold": 1}) as tier:
+        calls = tier.calls(3, timeout_s=1000.0)
+        await asyncio.sleep(20.5)
+        assert sorted(kinds([call.result() for call in calls if call.done()])) == ["ok", "server"]
+        for call in calls:
+            call.cancel()
+
+
 @pytest.mark.parametrize(
     "wrong", [UNAUTHORIZED, Reply(404, {}, b'{"error":{"code":"model_not_found"}}')], ids=["401", "404"]
 )
