@@ -13,6 +13,7 @@ __all__ = [
     "Amount",
     "Answer",
     "Attempt",
+    "Billed",
     "Failure",
     "FailureKind",
     "Health",
@@ -142,6 +143,8 @@ class Attempt(NamedTuple):
     """What it used above its reservation."""
     margin_milli: int = 0
     """The tier's margin after it, in thousandths, when it was this attempt that widened it."""
+    hedged: bool = False
+    """It was a second copy, sent while the first was late. The last attempt of a Result is the one that answered."""
 
 
 class Result(NamedTuple):
@@ -229,6 +232,7 @@ class Health(NamedTuple):
     cooling_for_s: float = 0.0
     in_flight: int = 0
     queued: int = 0
+    """Calls that the actor holds back: they have not been sent."""
     limit: int = 1
     opened: int = 0
     """How often the breaker has opened in this actor's life."""

