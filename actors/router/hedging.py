@@ -93,21 +93,24 @@ class Allowance:
 class Watch:
     """What a router hears of one tier actor's queue. Word comes with every completion, and every second from an idle one."""
 
-    __slots__ = ("_busy_at", "_heard_at")
+    __slots__ = ("_busy", "_calm_at", "_heard_at")
 
     def __init__(self) -> None:
-        self._heard_at = self._busy_at = float("-inf")
+        self._heard_at = self._calm_at = float("-inf")
+        self._busy = False
 
     def observe(self, health: Health, now: float) -> None:
+        busy = health.queued > 0 or health.cooling_for_s > 0 or health.state != "closed"
+        if self._busy and not busy:
+            self._calm_at = now
+        self._busy = busy
         self._heard_at = now
-        if health.queued or health.cooling_for_s or health.state != "closed":
-            self._busy_at = now
 
     def sent_by(self, handed_over_at: float) -> float | None:
         """When at the latest a call that was handed over then was sent to the endpoint. None: it may still be waiting."""
-        if self._heard_at < handed_over_at + CROSSING_S:
+        if self._busy or self._heard_at < handed_over_at + CROSSING_S:
             return None
-        return max(handed_over_at, self._busy_at)
+        return max(handed_over_at, self._calm_at)
 
 
 def where(
