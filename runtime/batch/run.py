@@ -286,6 +286,8 @@ class BatchRun:
         else:
             self.tally.result(result, self._encoder.first_tier(request))
             extra = {"tier": result.tier, "attempts": len(result.attempts), "cost_usd": result.cost.usd_micros / 1e6}
+            if any(attempt.hedged for attempt in result.attempts):
+                extra["hedged"] = True
             if not result.metered:
                 extra["usage"] = "unknown"
         self._line(row, request, result, extra)
