@@ -164,7 +164,6 @@ class Hedger:
 
     def _send_second(self, first: _First, tier: RouterTier, actor: int, spent: Amount) -> None:
         past = Past(len(self._tiers), first.past.deadline)
-        past.excluded |= first.past.excluded
         first.second = second = _Second(past)
         run = self._second(first, second, tier, actor, spent)
         second.task = asyncio.get_running_loop().create_task(run, name=f"second copy of {first.request.id}")

@@ -283,6 +283,7 @@ def test_summary_as_data(eventful: Job) -> None:
         "model": "gpt-4o",
         "calls": 5912,
         "answered": 5500,
+        "cancelled": 0,
         "failed": 412,
         "failed_by_kind": {"server": 300, "rate_limited": 112},
         "rows": 5500,
