@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.one:
         print(json.dumps(_one(json.loads(options.one))))
         return 0
-    console = Console()
+    console = Console(width=max(110, Console().width))  # a table that is cut tells nothing
     console.print(
         f"{options.rows:,} rows, {options.window} in flight; lognormal around {MEDIAN_S:g} s, "
         f"{SLOW_SHARE:.0%} at {options.slow:g} s",

@@ -72,6 +72,12 @@ class _Tier:
         self.under_way: list[dict[Copy, None]] = [{} for _ in range(actors)]
         """By actor, the first copies that have no second yet; the oldest first."""
 
+    def took(self, copy: Copy, actor: int, answer: Answer) -> None:
+        """Learn from an answer: how long the router waited for it, as it is that which is found late; or what the
+        tier measured, where a queue may be in it."""
+        waited_in_no_queue = self.watches[actor].sent_by(copy.handed_over_at) == copy.handed_over_at
+        self.latencies.add(time.monotonic() - copy.handed_over_at if waited_in_no_queue else answer.duration_s)
+
 
 class Hedger:
     """One a router, when hedging is on. `tiers`: all of the cascade, in order."""
@@ -119,7 +125,7 @@ class Hedger:
             if first.second is not None:
                 first.second.task.cancel()  # it has ended, unless the request itself was cancelled
         if isinstance(done, Answer):
-            known.latencies.add(done.duration_s)
+            known.took(first, index, done)
         return done, cost
 
     # ------------------------------------------------------------------ who is late
@@ -173,17 +179,17 @@ class Hedger:
     ) -> tuple[Done, Amount]:
         done, cost = await self._attempts.make(first.request, tier, actor, second.past, spent, second)
         if isinstance(done, Answer):
-            self._known[tier.state.index].latencies.add(done.duration_s)
+            self._known[tier.state.index].took(second, actor, done)
             first.overtake()
         return done, cost
 
     async def _end(self, first: _First, second: _Second, done: Done, cost: Amount) -> tuple[Done, Amount]:
         """The first copy has ended, and there is a second: what comes of both."""
-        latencies = self._known[first.tier.state.index].latencies
+        known = self._known[first.tier.state.index]
         if isinstance(done, Answer):
-            latencies.add(done.duration_s)
+            known.took(first, first.actor, done)
         elif first.overtaken:
-            latencies.add(time.monotonic() - first.handed_over_at)
+            known.latencies.add(time.monotonic() - first.handed_over_at)
         if isinstance(done, Answer) or (isinstance(done, Failure) and done.kind in FINAL and not first.overtaken):
             second.stop()
         await asyncio.wait({second.task})

@@ -4,7 +4,7 @@ A few calls in a hundred take many times as long as the rest, whatever the endpo
 that stalls. When a call has not answered after the time that most calls take, a second copy of it is sent, and whichever
 answers first is the answer. Three things keep that from doing harm:
 
-    after       a quantile of the tier's recent successful calls, as it measured them (`Latencies`), or a fixed time
+    after       a quantile of the times that the tier's recent successful calls took (`Latencies`), or a fixed time
     allowance   second copies are at most a fraction of recent calls (`Allowance`). The last rows of a job are free of it,
                 since the whole job waits for them, and they are few
     queues      a call that waits in its tier's own queue has not been sent, so a copy of it would only wait behind it.
