@@ -13,12 +13,14 @@ fails leaves the other running. When both fail, the plan goes on from the first 
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from actors.messages import Amount, Answer, Attempt, Failure, Health, Refusal, Request
+from actors.lane import Lane
+from actors.messages import Amount, Answer, Attempt, Failure, Health, Refusal, Request, TierCall
 from actors.router.attempts import NOTHING, Attempts, Copy, RouterTier
 from actors.router.hedging import Allowance, Latencies, Watch, where
-from actors.router.plan import FINAL, Past
+from actors.router.plan import FINAL, ActorState, Past
 from actors.router.purse import Purse
 from actors.settings import HedgeSettings
 
@@ -49,12 +51,27 @@ class _First(Copy):
 class _Second(Copy):
     """A second copy, with a past of its own: nothing of it may touch the request while the first is under way."""
 
-    __slots__ = ("past", "task")
+    __slots__ = ("_slot", "past", "task")
 
-    def __init__(self, past: Past) -> None:
+    def __init__(self, past: Past, actor: ActorState) -> None:
         super().__init__()
         self.past = past
         self.task: asyncio.Task[tuple[Done, Amount]]
+        # Counted from now on, or all that are late at once would take the one slot that is free.
+        self._slot: ActorState | None = actor
+        actor.outstanding += 1
+
+    def free_slot(self, task: object = None) -> None:
+        """Its call is counted by itself from here on, or there is none."""
+        if self._slot is not None:
+            self._slot.outstanding -= 1
+            self._slot = None
+
+    async def call(
+        self, lane: Lane[TierCall, Any], call: TierCall, timeout_s: float, on_withdrawn: Callable[[], object]
+    ) -> Answer | Failure | Refusal:
+        self.free_slot()
+        return await super().call(lane, call, timeout_s, on_withdrawn)
 
     def stop(self) -> None:
         """The first one has ended the race."""
@@ -155,14 +172,19 @@ class Hedger:
                 return  # nor are those behind it
             if self._purse.waiting:
                 return  # the budget is short: what there is belongs to the rows that wait for it
+            last = self._last_rows.get(first.request.job, 0.0) > now
+            if not last and not known.allowance.any:
+                continue
             place = where(first.request, first.tier.state, first.actor, self._states, first.past, now)
             if place is None:
-                return
+                return  # for most of those behind it there would be no slot either
             tier = self._tiers[place[0].index]
             spent = first.spent.plus(first.tier.tariff.bound(first.request, first.tier.margins))
             if not self._attempts.fits(first.request, tier, spent):
                 del under_way[first]  # the limit of one request has no room for two
-            elif self._last_rows.get(first.request.job, 0.0) > now or known.allowance.withdraw():
+            else:
+                if not last:
+                    known.allowance.withdraw()
                 del under_way[first]
                 self._send_second(first, tier, place[1], spent)
 
@@ -170,9 +192,10 @@ class Hedger:
 
     def _send_second(self, first: _First, tier: RouterTier, actor: int, spent: Amount) -> None:
         past = Past(len(self._tiers), first.past.deadline)
-        first.second = second = _Second(past)
+        first.second = second = _Second(past, tier.state.actors[actor])
         run = self._second(first, second, tier, actor, spent)
         second.task = asyncio.get_running_loop().create_task(run, name=f"second copy of {first.request.id}")
+        second.task.add_done_callback(second.free_slot)
 
     async def _second(
         self, first: _First, second: _Second, tier: RouterTier, actor: int, spent: Amount

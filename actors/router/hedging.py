@@ -83,11 +83,13 @@ class Allowance:
     def deposit(self) -> None:
         self._copies = min(self._most, self._copies + self._fraction)
 
-    def withdraw(self) -> bool:
-        if self._copies < 1.0 - 1e-9:  # twenty times 0.05 is not quite one
-            return False
+    @property
+    def any(self) -> bool:
+        """Whether there is a whole copy."""
+        return self._copies >= 1.0 - 1e-9  # twenty times 0.05 is not quite one
+
+    def withdraw(self) -> None:
         self._copies -= 1.0
-        return True
 
 
 class Watch:

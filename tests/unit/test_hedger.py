@@ -224,6 +224,17 @@ async def test_the_last_rows_of_a_job_need_no_allowance(tmp_path: Path) -> None:
 
 
 @timed
+async def test_second_copies_are_never_more_than_the_free_slots(tmp_path: Path) -> None:
+    """Ten are late at the same moment, and the neighbour has two slots: none of the copies waits in its queue."""
+    endpoints = {"a": Timed(5.0), "b": Timed(SLOW_S)}
+    tiers = {"a": {"concurrency": 10}, "b": {"concurrency": 2}}
+    async with house(tmp_path, endpoints, tier=tiers, **HEDGED) as made:
+        done = await asyncio.gather(*(made.ask(number) for number in range(10)))
+        assert {one.tier for one in done if isinstance(one, Result)} == {"a"}
+        assert sum(attempt.hedged for one in done for attempt in one.attempts) == len(endpoints["b"].bodies) == 2
+
+
+@timed
 async def test_a_call_that_waits_in_the_tiers_queue_is_not_hedged(tmp_path: Path) -> None:
     """One slot, five calls of 3 s each: those that wait have not been sent, and nobody sends them elsewhere."""
     endpoints = {"a": Timed(3.0), "b": Timed(QUICK_S)}
