@@ -18,7 +18,7 @@ DEPENDENCIES := pyproject.toml constraints.txt
 PEER := build/peers/litellm/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test fast prove bench overspend clean
+.PHONY: help demo check test fast prove bench overspend tail clean
 
 help:
 	@echo "make demo    set up .venv and run a job of 400 rows against three mock tiers, into demo-out/"
@@ -28,6 +28,7 @@ help:
 	@echo "make prove   run COUNT (1,000,000) simulated histories of faults from seed FIRST (0) on: no overspend, no leak"
 	@echo "make bench   measure the throughput on this machine"
 	@echo "make overspend   the same budget and demand against Raycade and LiteLLM, which gets an environment of its own"
+	@echo "make tail    a batch on an endpoint with stragglers, with and without hedging"
 	@echo "make clean   remove .venv, caches and demo-out/"
 	@echo "PYTHON=/path/to/python3.11 chooses the Python that .venv is made with."
 
@@ -60,6 +61,9 @@ bench: $(BASE)
 
 overspend: $(BASE) $(PEER)
 	@$(BIN)/python -m benchmarks.overspend
+
+tail: $(BASE)
+	@$(BIN)/python -m benchmarks.tail
 
 # What we are compared with: some 750 MB, pinned, and never in .venv.
 $(PEER): SHELL := /bin/bash

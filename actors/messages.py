@@ -13,6 +13,7 @@ __all__ = [
     "Amount",
     "Answer",
     "Attempt",
+    "Billed",
     "Failure",
     "FailureKind",
     "Health",
@@ -142,6 +143,8 @@ class Attempt(NamedTuple):
     """What it used above its reservation."""
     margin_milli: int = 0
     """The tier's margin after it, in thousandths, when it was this attempt that widened it."""
+    hedged: bool = False
+    """It was a second copy, sent while the first was late. The last attempt of a Result is the one that answered."""
 
 
 class Result(NamedTuple):

@@ -4,6 +4,8 @@ They live here, not in runtime, because the actors need them and imports run one
 raycade.yaml; units are in the names. Nothing here reads a file or the environment.
 """
 
+import math
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
@@ -14,6 +16,7 @@ __all__ = [
     "BreakerSettings",
     "BudgetSettings",
     "CoalesceSettings",
+    "HedgeSettings",
     "Limits",
     "Price",
     "RouterSettings",
@@ -23,6 +26,7 @@ __all__ = [
 ]
 
 QUALITIES = ("basic", "medium", "high")
+QUANTILE = re.compile(r"p[5-9]\d(\.\d)?")
 Quality = Literal["basic", "medium", "high"]
 
 
@@ -127,13 +131,40 @@ class BudgetSettings(ScopeSettings):
     on_exhausted: Literal["stop", "wait"] = "stop"
 
 
+class HedgeSettings(Settings):
+    """When a second copy of a slow call is sent (actors/router/hedging.py)."""
+
+    after: float | str = "p95"
+    """Seconds, or a quantile of the tier's recent calls."""
+    max_fraction: float = Field(0.05, ge=0, le=1)
+    """Second copies per call, at most. The last rows of a job are free of it, so 0 hedges them alone."""
+
+    @field_validator("after")
+    @classmethod
+    def _time(cls, after: float | str) -> float | str:
+        quantile = isinstance(after, str) and QUANTILE.fullmatch(after)
+        if not quantile and not (isinstance(after, int | float) and 0 < after < math.inf):
+            raise ValueError("expected p50 to p99.9, or a number of seconds > 0")
+        return after
+
+    @property
+    def share(self) -> float | None:
+        """The quantile as a share, 0.95 say; None: `after_s` is what counts."""
+        return float(self.after[1:]) / 100 if isinstance(self.after, str) else None
+
+    @property
+    def after_s(self) -> float | None:
+        return None if isinstance(self.after, str) else self.after
+
+
 class RouterSettings(Settings):
     replicas: int = Field(1, ge=1, le=64)
     min_quality: Quality = "basic"
     deadline_s: float = Field(600.0, gt=0)
     max_attempts: int = Field(6, ge=1, le=100)
     on_rate_limit: Literal["fallback", "wait"] = "fallback"
-    hedge: Literal["off"] = "off"
+    hedge: Annotated[HedgeSettings | None, BeforeValidator(lambda v: None if v == "off" else v)] = None
+    """None: `off`."""
 
 
 class RunawaySettings(Settings):

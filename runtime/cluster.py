@@ -116,6 +116,13 @@ class Cluster:
         limits = self._config.budget.jobs.get(job, ScopeSettings())
         await self._ask("budget", "open_job", job, limits, max_tokens=max_tokens, max_usd=max_usd, timeout_s=30.0)
 
+    def last_rows(self, job: str) -> None:
+        """Tell the routers that the job has no more rows to send. Not waited for: say it again while it holds."""
+        if self._config.router.hedge is not None:
+            for name, handle in self.handles.items():
+                if name.startswith("router/"):
+                    handle.last_rows.remote(job)
+
     async def budget(self) -> Snapshot:
         """What the ledger says now. Raises RaycadeError."""
         snapshot: Snapshot = await self._ask("budget", "show", timeout_s=10.0)

@@ -39,6 +39,8 @@ NO_KEYS_HERE = "a key never stands in this file; api_key_env takes the NAME of a
 _HINTS = {
     "name": "a name of letters, digits, '.', '_' and '-', at most 64 characters",
     "api_key_env": f"the NAME of an environment variable ({NO_KEYS_HERE})",
+    "after": "a quantile such as p95, or a number of seconds",
+    "hedge": "off, or keys such as {after: p95, max_fraction: 0.05}",
     "base_url": "an address, or a list of addresses, beginning with http:// or https://",
 }
 _KEY_NAMES = re.compile(r"(?:api|auth|access|secret|bearer)?[_-]?(?:key|token|secret|authorization|password)s?", re.I)

@@ -49,6 +49,11 @@ class RouterActor(LaneHost):
             router, self._router = self._router, None
             await router.close()
 
+    async def last_rows(self, job: str) -> None:
+        """See Router.last_rows."""
+        if self._router is not None:
+            self._router.last_rows(job)
+
     async def _run(self, request: Request) -> Result | Failure:
         assert self._router is not None, "a lane is open, so the router is"
         return await self._router.run(request)

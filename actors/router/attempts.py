@@ -4,8 +4,10 @@ Stands between the cascade (actors/router/flow.py) and the lanes to the tier act
 is settled in a `finally`, and every failure is noted in the request's past.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -14,7 +16,7 @@ from actors.budget.lease import Reserved
 from actors.budget.limits import request_limits
 from actors.errors import ActorLost, BudgetExceeded, LaneClosed, LaneTimeout
 from actors.lane import Lane
-from actors.messages import Account, Amount, Answer, Attempt, Failure, Refusal, Request, TierCall
+from actors.messages import Account, Amount, Answer, Attempt, Billed, Failure, Refusal, Request, TierCall
 from actors.router.cost import NO_MARGINS, Bound, Tariff
 from actors.router.notes import TierNote
 from actors.router.plan import Past, TierState
@@ -22,7 +24,7 @@ from actors.router.purse import Purse
 from actors.router.retries import RetryBudget
 from actors.settings import BudgetSettings, Price, RouterSettings, TierSettings
 
-__all__ = ["NOTHING", "Attempts", "RouterTier"]
+__all__ = ["NOTHING", "Attempts", "Copy", "RouterTier"]
 
 INTERACTIVE_QUEUE_S = 2.0
 RATE_PATIENCE_S = 0.5
@@ -31,6 +33,7 @@ HALTED_LOOK_S = 30.0
 """Nobody knows when a halted scope goes on; look again so often."""
 EXHAUSTED_LOOK_S = 5.0
 """A tier without budget is asked for some again so often: somebody may have raised its limit."""
+OVERTAKEN = "another copy of the request answered first"
 NOTHING = Amount()
 WITHDRAWN = Refusal("queue", 0.0, "cancelled before it was sent")
 
@@ -83,6 +86,56 @@ def _max_tokens_name(settings: TierSettings) -> str:
     return "max_completion_tokens" if "api.openai.com" in settings.base_url[0] else "max_tokens"
 
 
+class Copy:
+    """The handle of one call, where another copy of the same request may answer first (actors/router/hedger.py)."""
+
+    __slots__ = ("_future", "_lane", "_number", "among", "handed_over_at", "overtaken")
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[Answer | Failure | Refusal] | None = None
+        self.among: dict[Copy, None] = {}
+        """It stands among these while it is under way."""
+        self.handed_over_at = 0.0
+        self.overtaken = False
+
+    async def call(
+        self, lane: Lane[TierCall, Any], call: TierCall, timeout_s: float, on_withdrawn: Callable[[], object]
+    ) -> Answer | Failure | Refusal:
+        """As Lane.call. Ends as `cancelled` when it is overtaken, and its call is cancelled at the other end."""
+        future: asyncio.Future[Answer | Failure | Refusal] = asyncio.get_running_loop().create_future()
+        self._future = future
+        self.handed_over_at = time.monotonic()
+        self._lane = lane
+        self._number = lane.post(call, partial(_resolve, future), timeout_s)
+        self.among[self] = None
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if lane.cancel(self._number):
+                on_withdrawn()
+            raise
+        finally:
+            self.among.pop(self, None)
+
+    def overtake(self) -> bool:
+        """Another copy has answered. False: this one has not been handed over yet, so there is nothing to end."""
+        if self._future is None:
+            return False
+        if not self._future.done():
+            self.overtaken = True
+            billed: Billed = "no" if self._lane.cancel(self._number) else "unknown"
+            self._future.set_result(Failure("cancelled", OVERTAKEN, billed=billed))
+        return True
+
+
+def _resolve(future: "asyncio.Future[Any]", done: Any) -> None:
+    if not future.done():
+        if isinstance(done, Exception):
+            future.set_exception(done)
+        else:
+            future.set_result(done)
+
+
 class Attempts:
     """Makes a router's attempts. `tiers`: all of the cascade, in order."""
 
@@ -97,9 +150,12 @@ class Attempts:
         self._limits: dict[Account, Any] = {}
 
     async def make(
-        self, request: Request, tier: RouterTier, index: int, past: Past, spent: Amount
+        self, request: Request, tier: RouterTier, index: int, past: Past, spent: Amount, copy: Copy | None = None
     ) -> tuple[Answer | Failure | Refusal | None, Amount]:
-        """Reserve, call, settle. Returns what came and what it cost; failures are noted in `past`."""
+        """Reserve, call, settle. Returns what came and what it cost; failures are noted in `past`.
+
+        `copy`: the handle of this one, when there may be another that overtakes it.
+        """
         state = tier.state
         account = Account(state.settings.name, request.job, request.key)
         tokens = tier.tariff.tokens(request)
@@ -135,14 +191,14 @@ class Attempts:
             done = WITHDRAWN
 
         try:
-            done = await self._call(request, tier, index, tokens, past, withdrawn)
+            done = await self._call(request, tier, index, tokens, past, withdrawn, copy)
             margins = tier.margins
         finally:
             cost = self._settle(tier, tokens, reserved, done)
         if isinstance(done, Refusal):
             return done, cost
         if isinstance(done, Failure):
-            self._note(tier, index, past, done)
+            self._note(tier, index, past, done, overtaken=copy is not None and copy.overtaken)
         else:
             kinds = tier.kinds
             kinds["ok"] = kinds.get("ok", 0) + 1
@@ -164,6 +220,7 @@ class Attempts:
         tokens: Bound,
         past: Past,
         on_withdrawn: Callable[[], None],
+        copy: Copy | None,
     ) -> Answer | Failure | Refusal:
         actor = tier.state.actors[index]
         if not actor.up:  # it died while the call waited for its budget
@@ -187,9 +244,8 @@ class Attempts:
         actor.sent()
         tier.retries.deposit(now)
         try:
-            done: Answer | Failure | Refusal = await tier.lanes[index].call(
-                call, left_s + settings.timeout_s, on_withdrawn
-            )
+            ask = tier.lanes[index].call if copy is None else partial(copy.call, tier.lanes[index])
+            done: Answer | Failure | Refusal = await ask(call, left_s + settings.timeout_s, on_withdrawn)
         except (ActorLost, LaneTimeout) as error:
             return Failure("lost", str(error), billed="unknown" if error.sent else "no")
         except LaneClosed as error:
@@ -222,11 +278,17 @@ class Attempts:
         self._purse.settle(reserved, spent, unknown)
         return spent if unknown is NOTHING else unknown
 
-    def _note(self, tier: RouterTier, index: int, past: Past, failure: Failure) -> Failure:
+    def fits(self, request: Request, tier: RouterTier, spent: Amount) -> bool:
+        """Whether the limits of one request have room for an attempt at `tier` after `spent`."""
+        account = Account(tier.state.settings.name, request.job, request.key)
+        return self._request_limits(account).refuse(spent, tier.tariff.bound(request, tier.margins)) is None
+
+    def _note(self, tier: RouterTier, index: int, past: Past, failure: Failure, overtaken: bool = False) -> Failure:
         kinds = tier.kinds
         kinds[failure.kind] = kinds.get(failure.kind, 0) + 1
-        tier.last_failure = failure.message
-        past.note(tier.state, self._states, failure)
+        if not overtaken:  # which says nothing of the tier, and does not end the request
+            tier.last_failure = failure.message
+            past.note(tier.state, self._states, failure)
         past.attempts.append(
             Attempt(tier.state.settings.name, index, failure.kind, failure.status, 0.0, failure.message)
         )

@@ -5,6 +5,7 @@
         ask            until the answer satisfies the request's schema (actors/router/asking.py)
           _cascade       ask tiers as the plan says until one answers
             Attempts.make  reserve, call, settle (actors/router/attempts.py)
+            Hedger.make    the same, with a second copy of what is late (actors/router/hedger.py)
 
 Only the router holds lanes to the other actors. Every claim, reservation and slot that is taken here is given back in
 a `finally`. A plain class: a router actor hosts it, a gateway embeds it.
@@ -21,18 +22,21 @@ from uuid import uuid4
 from actors.budget.exchange import Exchange, Exchanged
 from actors.budget.lease import LeaseBook
 from actors.lane import Lane, Peer
-from actors.messages import Amount, Answer, Failure, Health, Request, Result, TierCall, Usage
+from actors.messages import Amount, Answer, Failure, Health, Refusal, Request, Result, TierCall, Usage
 from actors.router.asking import ask
 from actors.router.attempts import Attempts, RouterTier
 from actors.router.claims import Claims
+from actors.router.hedger import Hedger
 from actors.router.notes import RouterNote
-from actors.router.plan import ActorState, GiveUp, Past, Try, Wait, decide
+from actors.router.plan import GiveUp, Past, Try, Wait, decide
 from actors.router.purse import Purse
 from actors.settings import BudgetSettings, CoalesceSettings, Price, RouterSettings, TierSettings
 
 __all__ = ["Peers", "Router"]
 
 NO_USAGE = Usage(0, 0)
+Make = Callable[[Request, RouterTier, int, Past, Amount], Awaitable[tuple[Answer | Failure | Refusal | None, Amount]]]
+"""Makes an attempt: Attempts.make, or Hedger.make around it."""
 
 
 class Peers(NamedTuple):
@@ -66,18 +70,24 @@ class Router:
         self._claims: Claims | None = None
         # The book's incarnation must be new for ever: the ledger books what an older one of the same holder held.
         self._purse = Purse(LeaseBook(name, lambda: uuid4().hex), peers.exchange)
-        self._attempts = Attempts(self._tiers, settings, budget, self._purse)
+        attempts = Attempts(self._tiers, settings, budget, self._purse)
+        self._make: Make = attempts.make
+        self._hedger: Hedger | None = None
+        if settings.hedge is not None:
+            self._hedger = Hedger(self._tiers, attempts, self._purse, settings.hedge)
+            self._make = self._hedger.make
 
     async def open(self) -> None:
         """Open the lanes to all peers. Does not wait for them: a tier that is down is treated as such."""
         for tier, peers in zip(self._tiers, self._peers.tiers, strict=True):
             for index, peer in enumerate(peers):
                 actor = tier.state.actors[index]
+                observe = partial(self._observe, tier.state.index, index)
                 lane: Lane[TierCall, Any] = Lane(
                     self.name,
                     peer,
                     name=f"tier {tier.state.settings.name}/{index}",
-                    on_note=partial(_observe, actor),
+                    on_note=observe,
                     on_up=partial(setattr, actor, "up"),
                     weigh=lambda call: len(call.body) + 250,
                     keep_waiting=False,
@@ -99,6 +109,11 @@ class Router:
     def note(self) -> RouterNote:
         """The router's view of the tiers."""
         return RouterNote(tuple(tier.note() for tier in self._tiers), self._purse.waiting, self._purse.trouble)
+
+    def last_rows(self, job: str) -> None:
+        """The job has no more rows to send; word of it holds a few seconds."""
+        if self._hedger is not None:
+            self._hedger.last_rows(job)
 
     # ------------------------------------------------------------------ the path
 
@@ -127,12 +142,12 @@ class Router:
                         tier.retries.withdraw()  # before the pause, or all who failed together would find it full
                     if step.delay_s:
                         await asyncio.sleep(step.delay_s)
-                    done, cost = await self._attempts.make(request, tier, step.actor, past, spent)
+                    done, cost = await self._make(request, tier, step.actor, past, spent)
                     spent = spent.plus(cost)
                     if isinstance(done, Answer):
                         attempts = tuple(past.attempts)
                         return Result(
-                            done.body, done.status, tier.state.settings.name, attempts, done.usage or NO_USAGE, spent
+                            done.body, done.status, attempts[-1].tier, attempts, done.usage or NO_USAGE, spent
                         )
                     if isinstance(done, Failure) and done.resumable:
                         return done._replace(attempts=tuple(past.attempts), cost=spent)
@@ -143,15 +158,17 @@ class Router:
                 case _:
                     assert_never(step)
 
+    def _observe(self, tier: int, actor: int, health: Health) -> None:
+        now = time.monotonic()
+        self._states[tier].actors[actor].observe(health, now)
+        if self._hedger is not None:
+            self._hedger.observe(tier, actor, health, now)
+
     def _lanes(self) -> "list[Lane[Any, Any]]":
         lanes: list[Lane[Any, Any]] = [lane for tier in self._tiers for lane in tier.lanes]
         if self._claims is not None:
             lanes.append(self._claims.lane)
         return lanes
-
-
-def _observe(actor: ActorState, health: Health) -> None:
-    actor.observe(health, time.monotonic())
 
 
 def _failed(step: GiveUp, past: Past, spent: Amount) -> Failure:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -159,6 +160,7 @@ async def _run(
             limit=options.limit,
             wait_for_budget=config.budget.on_exhausted == "wait",
             on_event=lambda text: events[0](text),
+            last_rows=partial(cluster.last_rows, journal.run),
         )
         progress = Progress(options.progress, config, inputs, run, already_done, options.limit)
         events.append(progress.event)

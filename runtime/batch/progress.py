@@ -411,7 +411,7 @@ def _tier_lines(tiers: tuple[TierScene, ...], width: int) -> list[Text]:
     most = 24 if width < NARROW else 40
     state_size = min(most, max((len(state) for state, out in zip(states, outs, strict=True) if not out), default=0))
     room = width - name_size - 2 - state_size
-    failed = [sum(tier.kinds.values()) - tier.kinds.get("ok", 0) for tier in tiers]
+    failed = [sum(tier.kinds.values()) - tier.kinds.get("ok", 0) - tier.kinds.get("cancelled", 0) for tier in tiers]
     kept: list[tuple[int, list[str]]] = []
     for place, columns in (  # by importance; the place is where a column stands
         (0, [[f"{tier.in_flight:,}/{tier.limit:,} in flight" for tier in tiers]]),

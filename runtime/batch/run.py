@@ -41,6 +41,7 @@ REDO_LIMIT = 20
 """How often a row is sent again after actors died with it; then it is the row that is suspected of killing them."""
 BUDGET_LOOK_S = 30.0
 GRACE_S = 60.0
+LAST_ROWS_S = 1.0
 
 
 class Ending(NamedTuple):
@@ -66,6 +67,7 @@ class BatchRun:
         limit: int | None,
         wait_for_budget: bool,
         on_event: Callable[[str], None],
+        last_rows: Callable[[], None] = lambda: None,
     ) -> None:
         self.tally = Tally()
         self.in_flight = 0
@@ -83,6 +85,7 @@ class BatchRun:
         self._limit = limit
         self._wait_for_budget = wait_for_budget
         self._on_event = on_event
+        self._last_rows = last_rows
         self._ids = DigestTable()
         self._keys: dict[int, bytes] = {}
         self._bytes = 0
@@ -155,9 +158,13 @@ class BatchRun:
             self._stop("input", str(error))
 
     async def _drain(self) -> None:
+        """Wait for the last rows, and have the routers know that they are: each of them is what the job waits for."""
         while self.in_flight:
+            self._last_rows()
             self._idle.clear()
-            await self._idle.wait()
+            with contextlib.suppress(TimeoutError):  # said again: a router may have been restarted
+                async with asyncio.timeout(LAST_ROWS_S):
+                    await self._idle.wait()
 
     def _earlier_offsets(self) -> "array[int] | None":
         """Where the lines of earlier runs lie, by row number, so that later equal rows share them too."""
@@ -279,6 +286,8 @@ class BatchRun:
         else:
             self.tally.result(result, self._encoder.first_tier(request))
             extra = {"tier": result.tier, "attempts": len(result.attempts), "cost_usd": result.cost.usd_micros / 1e6}
+            if any(attempt.hedged for attempt in result.attempts):
+                extra["hedged"] = True
             if not result.metered:
                 extra["usage"] = "unknown"
         self._line(row, request, result, extra)

@@ -160,6 +160,7 @@ def summary_dict(
         "coalesced": {"rows": tally.coalesced, "saved_tokens": tally.saved_tokens},
         "without_usage": {"answers": tally.unmetered, "booked_tokens": tally.unmetered_tokens},
         "asked_again": tally.asked_again,
+        "hedged": {"copies": tally.hedged, "won": tally.hedges_won},
         "sent_again": tally.redone,
         "fell_back": {"rows": sum(tally.fell_back.values()), "from": dict(tally.fell_back.most_common())},
         "tiers": [_tier_dict(tier.name, tier.model, run) for tier in config.tiers],
@@ -170,12 +171,13 @@ def summary_dict(
 def _tier_dict(name: str, model: str, run: BatchRun) -> dict[str, Any]:
     tally = run.tally
     kinds = {kind: count for (tier, kind), count in tally.attempts.items() if tier == name and kind not in NOT_A_CALL}
-    answered = kinds.pop("ok", 0)
+    answered, cancelled = kinds.pop("ok", 0), kinds.pop("cancelled", 0)
     return {
         "name": name,
         "model": model,
-        "calls": answered + sum(kinds.values()),
+        "calls": answered + cancelled + sum(kinds.values()),
         "answered": answered,
+        "cancelled": cancelled,
         "failed": sum(kinds.values()),
         "failed_by_kind": kinds,
         "rows": tally.served[name],
@@ -276,6 +278,9 @@ def _sentences(told: Mapping[str, Any], wide: bool) -> Iterator[str]:
     shared = told["coalesced"]
     if shared["rows"]:
         yield f"{rows(shared['rows'])} shared another row's answer, which saved {shared['saved_tokens']:,} tokens."
+    hedged = told["hedged"]
+    if hedged["copies"]:
+        yield f"{rows(hedged['copies'])} had a second call because the first was late; it was quicker {times(hedged['won'])}."
     for tier in told["tiers"]:
         if tier["breaker_opened"]:
             yield (

@@ -31,6 +31,10 @@ class Tally:
         """Rows answered by another tier than the one they should have had, by that one's name."""
         self.asked_again = 0
         """Rows that needed more than one attempt."""
+        self.hedged = 0
+        """Second copies that were sent because the first was late, of rows that have an answer."""
+        self.hedges_won = 0
+        """Those that answered first."""
         self.codes: Counter[str] = Counter()
         """Failed rows by error code."""
         self.redone = 0
@@ -67,7 +71,10 @@ class Tally:
             self.fell_back[first] += 1
         self._attempts(result.attempts)
         if len(result.attempts) > 1:
-            self.asked_again += 1
+            hedged = sum(attempt.hedged for attempt in result.attempts)
+            self.hedged += hedged
+            self.hedges_won += result.attempts[-1].hedged
+            self.asked_again += len(result.attempts) > 1 + hedged
 
     def shared(self, tokens: int) -> None:
         """Count a row that had another row's answer."""

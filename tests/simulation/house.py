@@ -134,6 +134,9 @@ class History:
             self.count(f"ended {done.kind if isinstance(done, Failure) else 'ok' if done else end.how}")
             if isinstance(done, Result) and done.coalesced:
                 self.count("coalesced")
+            hedged = [attempt for attempt in done.attempts if attempt.hedged] if done else []
+            self.count("hedged", len(hedged))
+            self.count("hedges that won", isinstance(done, Result) and bool(hedged) and done.attempts[-1].hedged)
         return self
 
     def breaks(self, kind: str, what: str) -> None:
@@ -273,7 +276,7 @@ class History:
         )
         prices = {tier.name: scenario.price(at) for at, tier in enumerate(scenario.tiers)}
         router = Router(node.name, scenario.tiers, prices, scenario.router, scenario.budget, scenario.coalesce, peers)
-        watch_reservations(router, self.loop, self.disk)
+        watch_reservations(router, self.loop, self.disk, self.asks)
         await router.open()
         node.actor = router
         self.opened[process].set()
@@ -313,6 +316,9 @@ class History:
         end = ("cancelled", None)
         try:
             await self.opened[process].wait()
+            hedge = self.scenario.router.hedge
+            if hedge is not None and not hedge.max_fraction:
+                node.actor.last_rows(ask.request.job)
             end = ("done", await node.actor.run(ask.request))
         finally:
             if process.alive:

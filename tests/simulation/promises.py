@@ -36,6 +36,10 @@ def leaks(history: "History") -> list[str]:
         look(f"{node.name} reservations", len(book._open))
         look(f"{node.name} lanes that are down", sum(not lane.up for lane in router._lanes()))
         look(f"{node.name} lane items", sum(lane.outstanding for lane in router._lanes()))
+        hedger = router._hedger
+        if hedger is not None:
+            look(f"{node.name} first copies", sum(len(calls) for known in hedger._known for calls in known.under_way))
+            look(f"{node.name} attempts that may be hedged", hedger._making)
         look(f"{node.name} calls counted", sum(actor.outstanding for tier in router._states for actor in tier.actors))
     look("bills to come", sum(endpoint.pending for endpoint in history.endpoints))
     return found
@@ -85,7 +89,10 @@ def _books(history: "History", snapshot: Any) -> Iterator[tuple[str, str]]:
     limited = {limit.scope for limit in history.scenario.limits}
     seen_by_all = not history.troubled and not history.network.dropped and not history.network.broken
     told_all = not any(endpoint.unknown for endpoint in history.endpoints)
-    waited = not any(attempt.kind == "lost" for end in history.ended if end.done for attempt in end.done.attempts)
+    not_seen_to_the_end = ("lost", "cancelled")  # else nobody knows what it cost
+    waited = not any(
+        attempt.kind in not_seen_to_the_end for end in history.ended if end.done for attempt in end.done.attempts
+    )
     exact = history.scenario.calm and seen_by_all and told_all and waited
     for row in snapshot.limits:
         if row.overrun:
@@ -114,7 +121,7 @@ def _happy(history: "History") -> Iterator[tuple[str, str]]:
     for _, _, ask, done, _ in history.ended:
         if not isinstance(done, Result):
             yield "happy", f"{ask.request.id} did not succeed: {done}"
-    if not history.scenario.coalesce.enabled:
+    if not history.scenario.coalesce.enabled or history.scenario.router.hedge is not None:
         return
     calls: dict[bytes, int] = {}
     for endpoint in history.endpoints:

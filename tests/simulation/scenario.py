@@ -12,6 +12,7 @@ from actors.settings import (
     BreakerSettings,
     BudgetSettings,
     CoalesceSettings,
+    HedgeSettings,
     Price,
     RouterSettings,
     TierSettings,
@@ -137,6 +138,7 @@ def make_scenario(rng: random.Random) -> Scenario:
             deadline_s=deadline_s,
             max_attempts=rng.choice((1, 3, 6)),
             on_rate_limit=rng.choice(("fallback", "wait")),
+            hedge=_hedge(rng),
         ),
         CoalesceSettings(enabled=rng.random() < 0.85, keep_s=rng.choice((0.0, 0.0, 0.0, 1.0))),
         rng.choice((2.0, 4.0, 10.0)),
@@ -147,6 +149,13 @@ def make_scenario(rng: random.Random) -> Scenario:
         plans,
         () if calm else _events(rng, routers, tiers, span_s),
     )
+
+
+def _hedge(rng: random.Random) -> HedgeSettings | None:
+    """A third of the histories send second copies: soon, since they are short, and some of them all they can."""
+    if rng.random() < 0.65:
+        return None
+    return HedgeSettings(after=rng.choice((0.02, 0.1, 0.3)), max_fraction=rng.choice((0.0, 0.2, 1.0, 1.0)))
 
 
 def _tiers(

@@ -28,6 +28,8 @@ MUST_HAPPEN = (
     "hours turned",
     "promotions",
     "coalesced",
+    "hedged",
+    "hedges that won",
     "billed calls",
     "ended ok",
     "ended cancelled",

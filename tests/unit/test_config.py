@@ -89,7 +89,7 @@ def refused(load):
 def test_the_documented_example_loads_as_it_stands(load) -> None:
     """Every key of INTERFACE's raycade.yaml is known, and `hedge: off` is the word off."""
     config = load(INTERFACE, {"OPENAI_API_KEY": "x"})
-    assert config.router.hedge == "off"
+    assert config.router.hedge is None
     assert config.tiers[0].breaker.window_s == 30
     assert config.budget.tiers["premium"].usd.per_day == 20
     assert config.telemetry.otlp_endpoint is None
@@ -233,6 +233,43 @@ def test_every_mistake_is_told_at_once_in_the_order_of_the_file(refused) -> None
         ("7", "router.hedge"),
         ("8", "state"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "share", "after_s", "max_fraction"),
+    [
+        ("{after: p95, max_fraction: 0.05}", 0.95, None, 0.05),
+        ("{after: p99.9}", 0.999, None, 0.05),
+        ("{after: 2, max_fraction: 0}", None, 2.0, 0.0),
+        ("{}", 0.95, None, 0.05),
+    ],
+)
+def test_hedging_takes_a_quantile_or_seconds(
+    load, given: str, share: float | None, after_s: float | None, max_fraction: float
+) -> None:
+    """And `off` or nothing is no hedging."""
+    hedge = load(TIER + f"router: {{hedge: {given}}}\n").router.hedge
+    assert hedge.share == (None if share is None else pytest.approx(share))
+    assert (hedge.after_s, hedge.max_fraction) == (after_s, max_fraction)
+    assert load(TIER + "router: {hedge: off}\n").router.hedge is None
+    assert load(TIER).router.hedge is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("on", "hedge: expected off, or keys such as {after: p95, max_fraction: 0.05}, found 'on'"),
+        ("{after: p100}", "hedge.after: expected p50 to p99.9, or a number of seconds > 0, found 'p100'"),
+        ("{after: p20}", "hedge.after: expected p50 to p99.9, or a number of seconds > 0, found 'p20'"),
+        ("{after: 0}", "hedge.after: expected p50 to p99.9, or a number of seconds > 0, found 0"),
+        ("{after: true}", "hedge.after: expected a quantile such as p95, or a number of seconds, found true"),
+        ("{max_fraction: 2}", "hedge.max_fraction: expected a number from 0 to 1, found 2"),
+        ("{aftr: p95}", "hedge.aftr: unknown key; did you mean after?"),
+    ],
+)
+def test_hedging_that_makes_no_sense_is_told_so(refused, given: str, expected: str) -> None:
+    """One line with the place and what was expected."""
+    assert refused(TIER + f"router: {{hedge: {given}}}\n") == [f"raycade.yaml:5: router.{expected}"]
 
 
 def test_two_tiers_of_one_name_show_both_lines(refused) -> None:

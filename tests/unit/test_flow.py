@@ -78,6 +78,7 @@ class House:
                     "model": f"model-{name}",
                     "base_url": "http://x",
                     "quality": qualities.get(name, "basic"),
+                    **config.get("tier", {}).get(name, {}),
                 }
             )
             for name in endpoints

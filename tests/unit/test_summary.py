@@ -164,6 +164,18 @@ def test_rows_sent_again_are_told(job: Job) -> None:
     assert "312 rows had to be sent again because the actor that held them died." in job.words()
 
 
+def test_second_copies_are_told_and_are_no_failures(job: Job) -> None:
+    """Who hedges wants to know what it brought: the loser of two copies is a call, but nothing of it failed."""
+    slow, quick = Attempt("premium", 0, "cancelled", 0, 0.0), Attempt("standard", 0, "ok", 200, 0.1)
+    ours, late = Attempt("premium", 0, "ok", 200, 3.0), Attempt("standard", 0, "cancelled", 0, 0.0, hedged=True)
+    for attempts in [(slow, quick._replace(hedged=True))] * 2 + [(late, ours)]:
+        job.tally.result(Result(b"{}", 200, attempts[-1].tier, attempts, Usage(100, 20), Amount(120, 70)), "premium")
+        job._line(True)
+    assert "3 rows had a second call because the first was late; it was quicker 2 times." in job.words()
+    assert "premium 3 1 0 1 120" in job.words()
+    assert job.tally.asked_again == 0
+
+
 def test_a_fall_back_names_the_tier_that_should_have_answered(job: Job) -> None:
     """Rows that another tier answered are told by the tier they were meant for, also when it was never asked."""
     job.succeed(2, "premium server", "standard ok")
@@ -271,6 +283,7 @@ def test_summary_as_data(eventful: Job) -> None:
         "model": "gpt-4o",
         "calls": 5912,
         "answered": 5500,
+        "cancelled": 0,
         "failed": 412,
         "failed_by_kind": {"server": 300, "rate_limited": 112},
         "rows": 5500,
