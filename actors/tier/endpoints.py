@@ -6,7 +6,7 @@ from itertools import cycle
 from actors.errors import ConfigError
 from actors.settings import TierSettings
 from actors.tier.sdk import SdkTransport
-from actors.tier.transport import Endpoint, Reply, Secret, Transport
+from actors.tier.transport import Endpoint, Reply, Secret, Streamed, Transport
 from actors.tier.wire import WireTransport
 
 __all__ = ["make_transport"]
@@ -21,6 +21,9 @@ class _Several:
 
     async def send(self, path: str, body: bytes, timeout_s: float) -> Reply:
         return await next(self._turn).send(path, body, timeout_s)
+
+    async def stream(self, path: str, body: bytes, first_byte_timeout_s: float, stall_timeout_s: float) -> Streamed:
+        return await next(self._turn).stream(path, body, first_byte_timeout_s, stall_timeout_s)
 
     async def aclose(self) -> None:
         for transport in self._transports:
