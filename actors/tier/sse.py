@@ -8,16 +8,14 @@ some servers leave out the last empty line.
 Data stays bytes: it is JSON, and whoever parses it decodes it.
 """
 
-__all__ = ["MAX_EVENT_BYTES", "EventParser", "EventTooLarge", "frame"]
+from actors.tier.transport import TransportError
+
+__all__ = ["MAX_EVENT_BYTES", "EventParser", "frame"]
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 """The largest event: audio and images come as one. Larger than any with log probabilities of twenty alternatives."""
 
 _BOM = b"\xef\xbb\xbf"
-
-
-class EventTooLarge(Exception):
-    """An event has no end within the bound."""
 
 
 class EventParser:
@@ -34,7 +32,7 @@ class EventParser:
         self._was_cr = False
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """Raises EventTooLarge, after which this parser is of no more use."""
+        """Raises TransportError when an event has no end within the bound; then this parser is of no more use."""
         if self._was_cr or b"\r" in piece:
             piece = self._with_lf(piece)
         if not piece:
@@ -88,7 +86,8 @@ class EventParser:
         self._size += count
         if self._size > self._max_event_bytes:
             self._held.clear()
-            raise EventTooLarge
+            limit = f"{self._max_event_bytes:,} bytes"
+            raise TransportError("malformed", f"an event of the stream is larger than {limit}", sent=True)
 
 
 def _read(block: bytes, found: list[bytes]) -> None:
