@@ -86,15 +86,19 @@ async def all_of(streamed: Streamed) -> bytes:
 
 async def until_broken(streamed: Streamed) -> tuple[bytes, TransportError]:
     """What had come, and the error that ended it; reading on gives the error again."""
-    got = b""
-    with pytest.raises(TransportError) as caught:
+    got = bytearray()
+
+    async def read() -> None:
         async with asyncio.timeout(30):
             async for piece in streamed:
-                got += piece
+                got.extend(piece)
+
+    with pytest.raises(TransportError) as caught:
+        await read()
     with pytest.raises(TransportError):
         await anext(streamed)
     assert caught.value.__context__ is None
-    return got, caught.value
+    return bytes(got), caught.value
 
 
 async def closed(server: faults.FaultServer) -> None:
@@ -278,7 +282,6 @@ BREAKS: dict[str, tuple[tuple[bytes, ...], str]] = {
     "cut in a chunk": ((STREAM, chunk(WHOLE)[:-20]), "connection"),
     "cut before the last line": ((STREAM, chunk(WHOLE), b"0\r\n"), "connection"),
     "cut short of its length": ((HEAD + b"Content-Length: 1000\r\n\r\n", WHOLE), "connection"),
-    "no chunk": ((STREAM, chunk(WHOLE), b"-5\r\nhello\r\n"), "malformed"),
     "not compressed": ((GZIP, chunk(WHOLE), b"0\r\n\r\n"), "malformed"),
     "compressed without end": ((GZIP, *map(chunk, packed(EVENTS)[:-1]), b"0\r\n\r\n"), "malformed"),
     "compressed twice": ((GZIP, chunk(gzip.compress(WHOLE) + gzip.compress(WHOLE)), b"0\r\n\r\n"), "malformed"),
@@ -292,6 +295,15 @@ async def test_a_stream_that_breaks_never_looks_complete(make: Make, pieces: tup
         got, error = await until_broken(await opened(make(server.url)))
         assert WHOLE.startswith(got)
         assert (error.kind, error.sent, len(server.seen)) == (expected, True, 1)
+        await closed(server)
+
+
+@directly
+async def test_a_chunk_that_is_none_ends_a_stream(make: Make) -> None:
+    """Framing that cannot be read is malformed. (aiohttp says nothing of it, so there the stall ends the stream.)"""
+    async with serving(streaming(STREAM, chunk(WHOLE), b"-5\r\nhello\r\n")) as server:
+        got, error = await until_broken(await opened(make(server.url)))
+        assert (got, error.kind, error.sent) == (WHOLE, "malformed", True)
         await closed(server)
 
 
@@ -338,7 +350,7 @@ async def test_what_breaks_before_the_head_is_an_error_of_the_request(make: Make
 
 async def test_no_head_in_time(make: Make) -> None:
     """The first timeout is for connecting and the head together, and its end closes the connection."""
-    for fault in (faults.hangs, faults.flooding(b"HTTP/1.1 200 OK\r\n", b"")):
+    for fault in (faults.hangs, streaming(b"HTTP/1.1 200 OK\r\n", pause_s=60)):
         async with serving(fault) as server:
             with pytest.raises(TransportError) as caught:
                 await opened(make(server.url), head_s=0.4, stall_s=20)
@@ -536,9 +548,9 @@ async def test_the_mock_sees_a_stream_that_was_left(kind: str) -> None:
         await anext(streamed)
         await streamed.aclose()
         async with asyncio.timeout(1):
-            while mock.stats()["tiers"]["default"]["abandoned"] < 1:
+            while not mock.stats()["abandoned"]:  # noqa: ASYNC110 - it is another process
                 await asyncio.sleep(0.02)
-        assert mock.stats()["tiers"]["default"]["in_flight"] == 0
+        assert mock.stats()["in_flight"] == 0
         await transport.aclose()
 
 
