@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import weakref
 import zlib
 from typing import Self
 from urllib.parse import urlsplit
@@ -36,6 +37,7 @@ class ProxiedClient:
         self._max_reply_bytes, self._max_stream_bytes = max_reply_bytes, max_stream_bytes
         self._connect_timeout_s = connect_timeout_s
         self._closed = False
+        self._streams: weakref.WeakSet[ProxiedStream] = weakref.WeakSet()
         # A context of our own reads SSL_CERT_FILE now; aiohttp's was made when it was imported.
         tls = ssl.create_default_context() if urlsplit(base_url).scheme == "https" else False
         self._session = aiohttp.ClientSession(
@@ -66,10 +68,12 @@ class ProxiedClient:
             async with asyncio.timeout(first_byte_timeout_s):
                 response = await self._post(request, body)
             try:
-                return ProxiedStream(self, response, stall_timeout_s, self._max_stream_bytes)
+                stream = ProxiedStream(self, response, stall_timeout_s, self._max_stream_bytes)
             except BaseException:
                 response.close()
                 raise
+            self._streams.add(stream)
+            return stream
         except FAILURES as error:
             late = f"no reply began within {first_byte_timeout_s:g} s"
             failure = self.failure(error, late, first_byte_timeout_s)
@@ -77,6 +81,8 @@ class ProxiedClient:
 
     async def aclose(self) -> None:
         self._closed = True
+        for stream in list(self._streams):
+            await stream.aclose()
         await self._session.close()
 
     def _post(self, request: Request, body: bytes) -> "aiohttp.client._RequestContextManager":
@@ -187,6 +193,9 @@ class ProxiedStream:
     async def aclose(self) -> None:
         self._end = self._end or TransportError("connection", "the stream was closed", sent=True)
         self._body.drop()
+        if not self._response.content.is_eof():
+            # aiohttp would leave a reader waiting.
+            self._response.content.set_exception(aiohttp.ClientConnectionError())
         # A body that was read to its end has given its connection back already, and this does nothing.
         self._response.close()
 

@@ -4,6 +4,7 @@ A compressed body is kept packed and unpacked as it is taken, a piece at a time:
 reader's pace, not the sender's, decides when.
 """
 
+import contextlib
 import zlib
 
 from actors.tier.transport import TransportError
@@ -52,12 +53,14 @@ class StreamBody:
         self.held = 0
         if self._unpack is None:
             return data
-        try:
+        piece: bytes | None = None
+        # Raised outside the handler, as all of ours, so that zlib's own error does not hang on to it.
+        with contextlib.suppress(zlib.error):
             # One byte more than there is room for tells "too large" from "just fits".
             piece = self._unpack.decompress(data, min(PIECE_BYTES, self._room + 1))
-        except zlib.error:
+        if piece is None:
             self._more = False
-            raise TransportError("malformed", NOT_PACKED, sent=True) from None
+            raise TransportError("malformed", NOT_PACKED, sent=True)
         # At the bound zlib may hold more, whether or not it has read all that it was given.
         self._more = len(piece) >= PIECE_BYTES
         if rest := self._unpack.unconsumed_tail:

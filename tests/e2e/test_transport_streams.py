@@ -15,7 +15,7 @@ import orjson
 import pytest
 import uvloop
 
-from actors.tier.transport import Endpoint, Reply, Secret, Streamed, Transport, TransportError, leave, read_whole
+from actors.tier.transport import Endpoint, Secret, Streamed, Transport, TransportError, leave, read_whole
 from runtime.mock.process import MockProcess
 from tests import faults
 from tests.e2e.test_transports import BODY, KEY, KINDS, PATH, Make
@@ -350,7 +350,13 @@ async def test_what_breaks_before_the_head_is_an_error_of_the_request(make: Make
 
 async def test_no_head_in_time(make: Make) -> None:
     """The first timeout is for connecting and the head together, and its end closes the connection."""
-    for fault in (faults.hangs, streaming(b"HTTP/1.1 200 OK\r\n", pause_s=60)):
+
+    async def begins(conn: Conn) -> None:
+        await conn.request()
+        await conn.write(b"HTTP/1.1 200 OK\r\n")
+        await conn.until_closed()
+
+    for fault in (faults.hangs, begins):
         async with serving(fault) as server:
             with pytest.raises(TransportError) as caught:
                 await opened(make(server.url), head_s=0.4, stall_s=20)
@@ -377,15 +383,15 @@ async def test_a_stream_that_goes_on_is_no_stall(make: Make) -> None:
 
     async def slow(conn: Conn) -> None:
         await conn.request()
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(0.8)
         await conn.write(STREAM)
         for event in EVENTS:
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.2)
             await conn.write(chunk(event))
         await conn.write(b"0\r\n\r\n")
 
     async with serving(slow) as server:
-        assert await all_of(await opened(make(server.url), stall_s=1.0)) == WHOLE
+        assert await all_of(await opened(make(server.url), stall_s=0.7)) == WHOLE
 
 
 async def test_a_slow_reader_is_no_stall(make: Make) -> None:
@@ -472,7 +478,7 @@ async def test_cancelling_closes_the_connection(make: Make, fault: faults.Fault)
         await closed(server)
 
 
-async def test_a_thousand_cancellations_leak_nothing(make: Make) -> None:
+async def test_hundreds_of_cancellations_leak_nothing(make: Make) -> None:
     """Cancelled at random stages, before the head and after it: no connection or descriptor is left over."""
 
     async def sometimes(conn: Conn) -> None:
@@ -505,7 +511,7 @@ async def test_a_thousand_cancellations_leak_nothing(make: Make) -> None:
             await cancel_some(50)
             await server.until(lambda: server.open == 0)
             before = len(os.listdir("/proc/self/fd"))
-            for _ in range(20):
+            for _ in range(10):
                 await cancel_some(50)
             await server.until(lambda: server.open == 0)
         assert len(os.listdir("/proc/self/fd")) <= before + 5
@@ -548,9 +554,9 @@ async def test_the_mock_sees_a_stream_that_was_left(kind: str) -> None:
         await anext(streamed)
         await streamed.aclose()
         async with asyncio.timeout(1):
-            while not mock.stats()["abandoned"]:  # noqa: ASYNC110 - it is another process
+            while not mock.stats()["tiers"]["default"]["abandoned"]:  # noqa: ASYNC110 - it is another process
                 await asyncio.sleep(0.02)
-        assert mock.stats()["in_flight"] == 0
+        assert mock.stats()["tiers"]["default"]["in_flight"] == 0
         await transport.aclose()
 
 
@@ -651,8 +657,8 @@ def test_both_event_loops(kind: str, loop_factory: Callable[[], asyncio.Abstract
         async with serving(good) as whole, serving(streaming(STREAM, chunk(WHOLE), pause_s=60)) as stalls:
             transport = KINDS[kind](Endpoint(whole.url))
             assert await all_of(await opened(transport)) == WHOLE
-            assert await transport.send(PATH, BODY, 10) == await read_whole(await opened(transport), 10)
-            assert isinstance(await transport.send(PATH, BODY, 10), Reply)
+            whole_reply = await read_whole(await opened(transport), 10)
+            assert whole_reply.body == (await transport.send(PATH, BODY, 10)).body == WHOLE
             assert whole.connections == 1
             stalling = KINDS[kind](Endpoint(stalls.url))
             assert (await until_broken(await opened(stalling, stall_s=0.2)))[1].kind == "timeout"
