@@ -129,6 +129,11 @@ class StreamReader:
         return self.done or (self.finished and (self._usage is not None or not self._wants_usage))
 
     @property
+    def failed(self) -> bool:
+        """Whatever comes now, it is no answer."""
+        return self._failure is not None
+
+    @property
     def forms(self) -> frozenset[str]:
         """What there was besides text, by the names of the deltas' fields (`tool_calls`, `reasoning_content` ...)."""
         return frozenset(self._forms)
