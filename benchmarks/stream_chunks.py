@@ -97,7 +97,6 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--per-s", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--readers", default=",,".join(READERS), help=argparse.SUPPRESS)
     parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
@@ -107,7 +106,7 @@ def main() -> int:
     results: dict[str, list[dict[str, float]]] = {}
     with MockProcess(scenario) as mock:
         for _ in range(options.rounds):
-            for name in options.readers.split(",,"):
+            for name in READERS:
                 command = [sys.executable, "-m", "benchmarks.stream_chunks", "--read", name, mock.url]
                 done = subprocess.run(
                     [*command, "--streams", str(options.streams)], check=True, capture_output=True, text=True

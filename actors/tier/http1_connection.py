@@ -79,7 +79,14 @@ class Http1Stream:
                 if piece:
                     return piece
             elif self._connection is not None:
-                await self._more()
+                self._waiter = self._connection.watch(self._stall_timeout_s)
+                try:
+                    await self._waiter
+                except BaseException:
+                    await self.aclose()
+                    raise
+                finally:
+                    self._waiter = None
             else:
                 raise self._end or body.unfinished() or StopAsyncIteration
 
@@ -118,17 +125,6 @@ class Http1Stream:
             self._close(error)
             raise
         return piece
-
-    async def _more(self) -> None:
-        assert self._connection is not None
-        self._waiter = self._connection.watch(self._stall_timeout_s)
-        try:
-            await self._waiter
-        except BaseException:
-            await self.aclose()
-            raise
-        finally:
-            self._waiter = None
 
     def _close(self, error: TransportError) -> None:
         connection, self._connection = self._connection, None

@@ -82,7 +82,7 @@ class SdkTransport:
         if self._client is None:
             self._client = self._connectable()
         failure: TransportError
-        _passage.set(passage)
+        before = _passage.set(passage)
         try:
             # Around the whole, because a provider may fetch a token before it sends.
             async with asyncio.timeout(timeout_s):
@@ -102,6 +102,8 @@ class SdkTransport:
             stage = "read the reply" if passage.handed_over else "prepare the request"
             message = f"the openai package could not {stage} ({type(error).__name__})"
             failure = TransportError("connection", message, passage.handed_over)
+        finally:
+            _passage.reset(before)
         # Raised outside the handlers, so that no error of the SDK hangs on to ours as its context.
         raise failure
 

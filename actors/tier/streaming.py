@@ -5,7 +5,6 @@ The tier actor iterates over it, and passes on what comes; it decides nothing it
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import nullcontext
 
 from actors.messages import Failure
 from actors.tier.sse import EventParser
@@ -30,8 +29,11 @@ async def follow(
         while end is None:
             steps: list[Delta] = []
             try:
-                async with _patience(reader, first_by):
+                if first_by is None and not reader.finished:
                     piece = await anext(streamed, None)
+                else:
+                    async with asyncio.timeout(USAGE_GRACE_S) if reader.finished else asyncio.timeout_at(first_by):
+                        piece = await anext(streamed, None)
                 for data in parser.end() if piece is None else parser.feed(piece):
                     step = reader.feed(data)
                     if isinstance(step, Delta):
@@ -55,9 +57,3 @@ async def follow(
             await leave(streamed)
         else:
             await streamed.aclose()
-
-
-def _patience(reader: StreamReader, first_by: float | None) -> "asyncio.Timeout | nullcontext[None]":
-    if reader.finished:
-        return asyncio.timeout(USAGE_GRACE_S)
-    return nullcontext() if first_by is None else asyncio.timeout_at(first_by)
