@@ -24,26 +24,31 @@ async def follow(
     """
     parser = EventParser()
     end: Complete | Broken | None = None
-    first_by = None if first_token_timeout_s is None else asyncio.get_running_loop().time() + first_token_timeout_s
+    loop = asyncio.get_running_loop()
+    by = None if first_token_timeout_s is None else loop.time() + first_token_timeout_s
+    """Until when the first token, and later the usage, is waited for; in between the transport's stall counts alone."""
+    ending = False
     try:
         while end is None:
             steps: list[Delta] = []
             try:
-                if first_by is None and not reader.finished:
+                if by is None:
                     piece = await anext(streamed, None)
                 else:
-                    async with asyncio.timeout(USAGE_GRACE_S) if reader.finished else asyncio.timeout_at(first_by):
+                    async with asyncio.timeout_at(by):
                         piece = await anext(streamed, None)
                 for data in parser.end() if piece is None else parser.feed(piece):
                     step = reader.feed(data)
                     if isinstance(step, Delta):
                         steps.append(step)
-                        if step.said:
-                            first_by = None
+                        if step.said and not ending:
+                            by = None
                     elif isinstance(step, Failure) or reader.done:
                         break
                 if piece is None or reader.over or reader.failed:
                     end = reader.finish()
+                elif reader.finished and not ending:
+                    ending, by = True, loop.time() + USAGE_GRACE_S
             except TransportError as error:
                 end = reader.lost(error)
             except TimeoutError:

@@ -133,9 +133,18 @@ def sends_then_waits(*pieces: bytes) -> Fault:
     return fault
 
 
-async def test_usage_that_does_not_come_is_waited_for_a_moment() -> None:
+async def pings_on(conn: Conn) -> None:
+    await conn.request()
+    await conn.write(STREAM + SAYS + STOPS)
+    while True:
+        await asyncio.sleep(0.1)
+        await conn.write(chunk(b": ping\n\n"))
+
+
+@pytest.mark.parametrize("fault", [sends_then_waits(SAYS, STOPS), pings_on], ids=["silent", "pings"])
+async def test_usage_that_does_not_come_is_waited_for_a_moment(fault: Fault) -> None:
     """The answer is whole without it; what it cost is counted from what was sent."""
-    async with serving(sends_then_waits(SAYS, STOPS)) as server:
+    async with serving(fault) as server:
         started = time.monotonic()
         _, end = await story(WireTransport(Endpoint(server.url)), request())
         assert end == Complete(None, "m", 0, False)
