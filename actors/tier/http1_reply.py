@@ -4,7 +4,7 @@ httptools (llhttp, strict) finds where things begin and end, and refuses ambiguo
 lengths, folded headers, stray bytes. What this adds: interim replies are passed over, upgrades and codings that were not
 asked for are refused, everything is bounded, and bytes behind a whole reply make the connection unfit for another.
 
-A reply that is streamed to its caller would leave from `on_body`, which already sees it piece by piece.
+A reply that is streamed to its caller leaves from `on_body`, into a `StreamBody`.
 """
 
 import zlib
@@ -12,16 +12,16 @@ from typing import Any
 
 import httptools
 
+from actors.tier.stream_body import NOT_PACKED, StreamBody, too_large, unpacker
 from actors.tier.transport import Reply, TransportError
 
-__all__ = ["MAX_HEAD_BYTES", "ReplyReader", "too_large", "unpacker"]
+__all__ = ["MAX_HEAD_BYTES", "ReplyReader"]
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of the headers; and of whatever else comes without a byte of the body (interim replies, trailers, chunk extensions)."""
 MANY_PARTS = 1_000
 
 _NOT_HTTP = "the reply is not valid HTTP"
-_NOT_PACKED = "the reply is not compressed as its header says"
 
 
 class ReplyReader:
@@ -32,7 +32,11 @@ class ReplyReader:
         self._parser: Any = httptools.HttpResponseParser(self)
         self.begin()
 
-    def begin(self) -> None:
+    def begin(self, stream_bytes: int = 0) -> None:
+        """`stream_bytes` bounds a reply that is streamed; 0: it is kept until it is whole."""
+        self._stream_bytes = stream_bytes
+        self.body: StreamBody | None = None
+        """Of a streamed reply, once its headers are complete."""
         self.whole = False
         self.error: TransportError | None = None
         self.reusable = False
@@ -44,7 +48,7 @@ class ReplyReader:
         self._parts: list[bytes] = []
         self._gathered = bytearray()
         self._packed_bytes = 0
-        self._room = self._limit
+        self._room = stream_bytes or self._limit
         self._unpack: zlib._Decompress | None = None
         self._bodyless_bytes = 0
 
@@ -73,6 +77,11 @@ class ReplyReader:
         return self.whole
 
     @property
+    def head(self) -> tuple[int, dict[str, str]]:
+        """Status and headers of the final reply, once they are complete."""
+        return self._status, self._headers
+
+    @property
     def refuses(self) -> bool:
         """The reply says no: it may have come before the request was read."""
         return self._status >= 400
@@ -82,7 +91,7 @@ class ReplyReader:
 
     def reply(self) -> Reply:
         # An idle connection should hold on to nothing of it.
-        parts, self._parts, self._unpack = self._parts, [], None
+        parts, self._parts, self._unpack, self.body = self._parts, [], None, None
         if self._gathered:
             parts.insert(0, bytes(self._gathered))
             self._gathered = bytearray()
@@ -90,7 +99,7 @@ class ReplyReader:
 
     def close(self) -> None:
         """The parser holds this object's methods: without this, only the garbage collector would part them."""
-        self._parser = None
+        self._parser = self.body = None
         self._parts = []
         self._gathered = bytearray()
 
@@ -130,22 +139,30 @@ class ReplyReader:
         self._status = status
         self.reusable = self._parser.should_keep_alive()
         self._bodyless_bytes = 0
-        if status in (204, 304):
+        bodyless = status in (204, 304)
+        encoding = "" if bodyless else headers.get("content-encoding", "").lower()
+        try:
+            if self._stream_bytes:
+                self.body = StreamBody(encoding, self._stream_bytes)
+            else:
+                self._unpack = unpacker(encoding)
+        except zlib.error:
+            self._fail(NOT_PACKED)
+        if bodyless:
             return
         length = headers.get("content-length")
         self._until_close = coding is None and length is None
         if length is not None and int(length) > self._room:
-            self.error = too_large(self._limit)
-        elif encoding := headers.get("content-encoding"):
-            try:
-                self._unpack = unpacker(encoding.lower())
-            except zlib.error:
-                self._fail(_NOT_PACKED)
+            self.error = too_large(self._room)
 
     def on_body(self, body: bytes) -> None:
         if self.whole or self.error is not None:
             return
         self._bodyless_bytes = 0
+        if self.body is not None:
+            if not self.body.put(body):
+                self.error = too_large(self._stream_bytes)
+            return
         unpack = self._unpack
         if unpack is not None:
             self._packed_bytes += len(body)
@@ -153,14 +170,14 @@ class ReplyReader:
                 # One byte more than there is room for tells "too large" from "just fits".
                 body = unpack.decompress(body, self._room + 1)
             except zlib.error:
-                self._fail(_NOT_PACKED)
+                self._fail(NOT_PACKED)
                 return
         self._room -= len(body)
         if self._room < 0 or self._packed_bytes > self._limit:
             self.error = too_large(self._limit)
         elif unpack is not None and unpack.unused_data:
             # A second stream behind the first would be lost, and would gather in memory.
-            self._fail(_NOT_PACKED)
+            self._fail(NOT_PACKED)
         elif body:
             self._parts.append(body)
             if len(self._parts) > MANY_PARTS:  # a small chunk's object is twenty times what it holds
@@ -172,22 +189,9 @@ class ReplyReader:
             return
         # Errors without a body often name an encoding all the same.
         if self._unpack is not None and not self._unpack.eof and self._packed_bytes:
-            self._fail(_NOT_PACKED)
+            self._fail(NOT_PACKED)
         else:
             self.whole = True
-
-
-def unpacker(encoding: str) -> "zlib._Decompress | None":
-    """What undoes a Content-Encoding; zlib.error for one that was not asked for."""
-    if encoding in ("", "identity"):
-        return None
-    if encoding in ("gzip", "x-gzip"):
-        return zlib.decompressobj(wbits=31)
-    raise zlib.error("an encoding that was not asked for")
-
-
-def too_large(limit: int) -> TransportError:
-    return _malformed(f"the reply is larger than {limit:,} bytes")
 
 
 def _malformed(message: str) -> TransportError:

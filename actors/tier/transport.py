@@ -10,20 +10,36 @@ package). tests/e2e/test_transports.py holds both to it, fault by fault:
 - Nothing is sent twice. A pooled connection that had closed before the request was written is replaced silently,
   since the endpoint surely saw nothing.
 - Cancelling `send` closes its connection.
+- `stream` is the same with a reply that is read as it comes (`Streamed`). What breaks in the middle is an error after what
+  had come; a body that was cut, in whatever way, never looks complete. A slow reader makes the endpoint wait.
 - The constructor does no I/O.
 
 This module imports no HTTP client, so that rules and fakes can use its types freely.
 """
 
+import asyncio
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, NoReturn, Protocol
+from typing import Literal, NamedTuple, NoReturn, Protocol, Self
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from actors.errors import ConfigError, RaycadeError
 
-__all__ = ["MAX_REPLY_BYTES", "Endpoint", "Reply", "Secret", "Transport", "TransportError"]
+__all__ = [
+    "MAX_REPLY_BYTES",
+    "MAX_STREAM_BYTES",
+    "Endpoint",
+    "Reply",
+    "Secret",
+    "Streamed",
+    "Transport",
+    "TransportError",
+    "leave",
+    "read_whole",
+]
 
 MAX_REPLY_BYTES = 32 * 1024 * 1024
+MAX_STREAM_BYTES = 256 * 1024 * 1024
+"""Of one stream: a million tokens at 250 bytes a chunk. No more than a fraction of a megabyte of it is ever held."""
 
 # What stands in the name of a header or a query field whose value opens doors.
 _SECRET_NAMES = ("auth", "key", "token", "secret", "cookie", "password")
@@ -117,6 +133,64 @@ class Endpoint:
         return tuple(dict.fromkeys(secret for secret in found if secret))
 
 
+class Streamed(Protocol):
+    """A reply whose head is in, and whose body is read as it comes: `async for piece in streamed`.
+
+    Whatever has come since the last read is one piece, decompressed. Reading raises TransportError when the connection
+    breaks, nothing comes for `stall_timeout_s` while it waits, or more comes than may; and then what had come before has
+    been read. One reader at a time; cancelling a read closes the stream. Close it in a `finally`.
+    """
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """As in `Reply`."""
+        ...
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> bytes: ...
+
+    async def aclose(self) -> None:
+        """Drop the connection at once unless the body is complete. Again, or after the end, it does nothing."""
+        ...
+
+
+async def read_whole(streamed: Streamed, timeout_s: float, max_bytes: int = MAX_REPLY_BYTES) -> Reply:
+    """What a reply that is no event stream (an error's JSON, say) turns out to be; closes it. Raises TransportError."""
+    parts: list[bytes] = []
+    room = max_bytes
+    failure: TransportError | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for piece in streamed:
+                parts.append(piece)
+                room -= len(piece)
+                if room < 0:
+                    raise TransportError("malformed", f"the reply is larger than {max_bytes:,} bytes", sent=True)
+    except TimeoutError:
+        failure = TransportError("timeout", f"no whole reply within {timeout_s:g} s", sent=True)
+    finally:
+        await streamed.aclose()
+    if failure is not None:  # raised outside the handler, as all of ours
+        raise failure
+    return Reply(streamed.status, streamed.headers, b"".join(parts))
+
+
+async def leave(streamed: Streamed, within_s: float = 0.1) -> None:
+    """The answer is complete: wait this long for the end of its body, so that the connection can be used again; and close."""
+    try:
+        async with asyncio.timeout(within_s):
+            async for _ in streamed:
+                pass
+    except (TransportError, TimeoutError):
+        pass
+    finally:
+        await streamed.aclose()
+
+
 class Transport(Protocol):
     """One endpoint's line. Used from one event loop; as many sends at once as the tier allows."""
 
@@ -124,6 +198,11 @@ class Transport(Protocol):
         """POST the JSON `body` to base_url + `path`. Raises TransportError, or CancelledError when cancelled."""
         ...
 
+    async def stream(self, path: str, body: bytes, first_byte_timeout_s: float, stall_timeout_s: float) -> Streamed:
+        """POST, and return when the reply's head is in: `first_byte_timeout_s` covers connecting and the head, and
+        `stall_timeout_s` each wait for the body's next bytes. Raises TransportError, or CancelledError when cancelled."""
+        ...
+
     async def aclose(self) -> None:
-        """Close every connection. Sends in flight end with TransportError."""
+        """Close every connection. Sends and streams in flight end with TransportError."""
         ...

@@ -16,9 +16,31 @@ from runtime.mock.scenario import Conduct, ErrorShare, TierScenario
 
 __all__ = ["Behaviour", "Outcome", "Script"]
 
-Outcome = Literal["answer", "error", "hang", "reset", "reset_mid_body", "malformed", "truncated", "html"]
+Outcome = Literal[
+    "answer",
+    "error",
+    "hang",
+    "reset",
+    "reset_mid_body",
+    "malformed",
+    "truncated",
+    "html",
+    "bad_event",
+    "no_done",
+    "error_event",
+]
 
-_MISHAPS: tuple[Outcome, ...] = ("hang", "reset", "reset_mid_body", "malformed", "truncated", "html")
+_MISHAPS: tuple[Outcome, ...] = (
+    "hang",
+    "reset",
+    "reset_mid_body",
+    "malformed",
+    "truncated",
+    "html",
+    "bad_event",
+    "no_done",
+    "error_event",
+)
 _NORMAL = NormalDist()
 _DRAWS = struct.Struct("<3Q")
 

@@ -134,6 +134,10 @@ class Call:
                 self._broken()
                 exchange.cut_stream()
                 return
+            if outcome == "no_done":
+                self._stats.billed(events.prompt_tokens, events.completion_tokens)
+                exchange.on_gone = self._abandon
+                return
             exchange.end()
             if outcome != "malformed":
                 self._stats.billed(events.prompt_tokens, events.completion_tokens)

@@ -137,6 +137,12 @@ class Conduct(Part):
     """200 with whole JSON but finish_reason null; a stream ends without finish_reason and [DONE]."""
     html: Fraction = 0.0
     """200 with a text/html page, as a proxy in between would send."""
+    bad_event: Fraction = 0.0
+    """A whole stream with one event in its middle that is no JSON."""
+    no_done: Fraction = 0.0
+    """A whole stream but for [DONE]; the connection stays open until the client leaves."""
+    error_event: Fraction = 0.0
+    """A stream that ends in its middle with an event that tells of an error."""
     rate_limit: RateLimit | None = None
     capacity: Annotated[int, Field(ge=1)] | None = None
     """So many requests are worked on at a time; the others queue."""
@@ -160,7 +166,8 @@ class Conduct(Part):
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
         shares = (self.hang, self.reset, self.reset_mid_body, self.malformed, self.truncated, self.html)
-        if sum(shares) + sum(error.fraction for error in self.errors) > 1 + 1e-9:
+        shares_of_streams = (self.bad_event, self.no_done, self.error_event)
+        if sum(shares + shares_of_streams) + sum(error.fraction for error in self.errors) > 1 + 1e-9:
             raise ValueError("the fractions of hang, reset, malformed, ... and errors sum to more than 1")
         return self
 

@@ -7,11 +7,13 @@ import orjson
 from runtime.mock.ask import Ask
 from runtime.mock.behaviour import Behaviour
 from runtime.mock.content import Content
-from runtime.mock.shapes import contents, finish_reason, metered, quoted
+from runtime.mock.shapes import contents, error_body, finish_reason, metered, quoted
 
 __all__ = ["Events", "chat_events", "completions_events"]
 
 _DONE = b"data: [DONE]\n\n"
+_BAD = b'data: {"id":"chatcmpl-\n\n'
+_ERROR = b"data: %b\n\n"
 _CHAT = b'data: {"id":"chatcmpl-%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[%b]%b}\n\n'
 _TEXT = b'data: {"id":"cmpl-%b","object":"text_completion","created":%d,"model":%b,"choices":[%b]%b}\n\n'
 _ROLE = b'{"index":%d,"delta":{"role":"assistant","content":"","refusal":null},"finish_reason":null,"logprobs":null}'
@@ -57,10 +59,16 @@ def _events(
     usage, prompt, completion = metered(behaviour.conduct, ask.prompt_tokens, sum(content.tokens for content in made))
     if behaviour.outcome == "truncated":
         return Events(opening, tokens, b"", prompt, completion)
+    middle = len(tokens) // 2
+    if behaviour.outcome == "error_event":
+        return Events(opening, tokens[:middle], _ERROR % error_body(500), prompt, completion)
+    if behaviour.outcome == "bad_event":
+        tokens.insert(middle, _BAD)
     closing = [event(stop % (index, finish_reason(content.cut, False))) for index, content in enumerate(made)]
     if ask.include_usage:
         closing.append(event(b"", b',"usage":' + usage))
-    return Events(opening, tokens, b"".join(closing) + _DONE, prompt, completion)
+    done = b"" if behaviour.outcome == "no_done" else _DONE
+    return Events(opening, tokens, b"".join(closing) + done, prompt, completion)
 
 
 def _pieces(content: Content) -> list[str]:

@@ -42,8 +42,7 @@ class ProxiedWire(Wire):
     """What a Wire is where there are proxies; it takes that way with or without one."""
 
     def _connectable(self) -> ProxiedClient:
-        self._client = ProxiedClient(self._base_url, wire._proxy_for(self._base_url), self._max_reply_bytes)
-        return self._client
+        return self._proxied(wire._proxy_for(self._base_url))
 
 
 class ProxiedTransport(WireTransport):
