@@ -84,7 +84,10 @@ class Telemetry:
 
     def _matters(self, row: LimitStatus) -> bool:
         """Bounded: of keys those that are configured, of jobs this one."""
-        return row.scope in self._scopes and (row.limit is not None or bool(row.spent or row.reserved))
+        if row.scope not in self._scopes:
+            return False
+        lasting = row.window == "total" and not row.scope.startswith("job:")  # of all jobs that ever were
+        return row.limit is not None or (bool(row.spent or row.reserved) and not lasting)
 
     def _anomalous(self, snapshot: Snapshot, now: float) -> set[str]:
         halted = {halt.scope for halt in snapshot.halts}
