@@ -14,9 +14,7 @@ import contextlib
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
-from itertools import pairwise
 
 import orjson
 from aiohttp import web
@@ -24,6 +22,7 @@ from prometheus_client import Metric as Family
 
 from actors.observer.exposition import exposed, families
 from actors.observer.scene import Report, Scene, Taken, gauges, plain
+from actors.observer.scrapers import Scrapers
 from actors.observer.sums import Sums
 
 __all__ = ["ObserverActor"]
@@ -48,7 +47,8 @@ class ObserverActor:
         self._runner: web.AppRunner | None = None
         self._opening = asyncio.Lock()
         self._taken = Taken("", True)
-        self._scraped_at: deque[float] = deque(maxlen=3)
+        self._scrapers = Scrapers()
+        self._open_since = 0.0
         self._scraped = asyncio.Event()
         self._unstored = ""
 
@@ -61,21 +61,16 @@ class ObserverActor:
         return self._taken
 
     async def last_scrape(self, most_s: float) -> bool:
-        """Wait for the next scrape, if somebody scrapes regularly and will within `most_s`: whether one came."""
-        times = list(self._scraped_at)
-        if len(times) < 2:
-            return False
-        every_s = max(later - earlier for earlier, later in pairwise(times))
-        due_s = times[-1] + 1.2 * every_s + 0.5 - time.monotonic()
-        if not 0 < due_s <= most_s:
-            return False
-        self._scraped.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(due_s):
-                await self._scraped.wait()
-                await asyncio.sleep(SENT_S)
-                return True
-        return False
+        """Wait until everybody who scrapes regularly has come once more, those who should within `most_s`: whether all did."""
+        began = time.monotonic()
+        due = self._scrapers.due(began, most_s, self._open_since)
+        while (left_s := self._scrapers.waits(due, began, time.monotonic())) > 0:
+            self._scraped.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._scraped.wait()
+        await asyncio.sleep(SENT_S if due else 0)
+        return all(by > time.monotonic() for by in due.values())
 
     async def close(self) -> None:
         """Serve no more, and forget: the runtime ends."""
@@ -93,17 +88,18 @@ class ObserverActor:
             with open(self._file, "rb") as file:
                 stored = orjson.loads(file.read())
             self._sums.load(stored["sources"])
+            self._scrapers.load(stored["scrapers"])
             return int(stored["port"])
         except FileNotFoundError:
             return 0
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             log.warning("%s cannot be read, sums begin with what sources tell now: %s", self._file, error)
             return 0
 
     def _store(self) -> None:
         """Atomic, and no fsync: what is written survives this process, and the runtime does not survive the machine."""
         port = int(self._taken.address.rpartition(":")[2])
-        data = orjson.dumps({"port": port, "sources": self._sums.plain()})
+        data = orjson.dumps({"port": port, "scrapers": self._scrapers.plain(), "sources": self._sums.plain()})
         try:
             with open(f"{self._file}.new", "wb") as file:
                 file.write(data)
@@ -133,10 +129,11 @@ class ObserverActor:
             port = await _listen(runner, dict.fromkeys((before or self._port, self._port, 0)))
             self._taken = Taken(f"http://{HOST}:{port}", self._port in (0, port))
             self._runner = runner
+            self._open_since = time.monotonic()
 
     async def _metrics(self, request: web.Request) -> web.Response:
         body, content_type = exposed(self._families, request.headers.get("Accept", ""))
-        self._scraped_at.append(time.monotonic())
+        self._scrapers.scraped(request.headers.get("User-Agent", "")[:100], time.monotonic())
         self._scraped.set()
         return web.Response(body=body, headers={"Content-Type": content_type})
 

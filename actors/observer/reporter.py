@@ -13,7 +13,8 @@ __all__ = ["Reporter"]
 
 EVERY_S = 1.0
 TIMEOUT_S = 3.0
-CLOSE_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 15.0
+"""On a busy machine an actor that died takes some seconds to be back, and it should hear the end."""
 AGAIN_S = 0.3
 
 
