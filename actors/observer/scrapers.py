@@ -52,4 +52,5 @@ class Scrapers:
 
     def waits(self, due: dict[str, float], since: float, now: float) -> float:
         """For how long to go on waiting for those of `due` that have not come since `since`; 0: for nobody."""
-        return max([0.0, *(by - now for name, by in due.items() if self._seen[name][-1] < since)])
+        late = (name for name in due if name in self._seen and self._seen[name][-1] < since)
+        return max([0.0, *(due[name] - now for name in late)])
