@@ -95,13 +95,13 @@ class Conditions:
             if failed and known is not None and known.state in ("open", "half-open"):
                 why = known.why  # what opened it, not what others failed with since
             known = self._since[name, part] = _Since(state, now, why)
-        told_since_s: float | None = getattr(health, "since_s", None)
+        told_since_s: float = getattr(health, "since_s", 0.0)
         return ActorScene(
             part,
             state,
             "half-open" if health.state == "half_open" else health.state,
             "" if state == "closed" else getattr(health, "why", "") or known.why,
-            now - known.at if told_since_s is None else told_since_s + now - heard,
+            told_since_s + now - heard if told_since_s and up else now - known.at,
             left_s,
             health.in_flight if up else 0,
             health.queued if up else 0,
@@ -111,9 +111,13 @@ class Conditions:
 
 
 def _parts(index: int, health: Health) -> tuple[tuple[str, Health], ...]:
-    """What of an actor has a condition of its own, by the name it is shown under: the actor. An actor whose endpoints
-    have a breaker each is one part for each of them."""
-    return ((str(index), health),)
+    """What of an actor has a condition of its own, by the name it is shown under: the actor, or each of its endpoints
+    where it has several. What waits for any of them is shown with the first."""
+    endpoints: tuple[Health, ...] = getattr(health, "endpoints", ())
+    if not endpoints:
+        return ((str(index), health),)
+    first = endpoints[0]._replace(queued=health.queued)
+    return tuple((f"{index} {getattr(each, 'address', '')}", each) for each in (first, *endpoints[1:]))
 
 
 def _state(health: Health, up: bool, been_up: bool, age_s: float) -> tuple[ActorState, float | None]:

@@ -1,5 +1,7 @@
 """What `raycade status` says of a tier actor: its state, why, since when, and when it is tried again."""
 
+from typing import Any, NamedTuple
+
 from actors.messages import Health
 from actors.observer.scene import ActorScene
 from actors.router.notes import RouterNote, TierNote
@@ -70,3 +72,32 @@ def test_the_newest_word_of_any_router_counts() -> None:
     fresh = note(Health("open", open_for_s=30.0), said="HTTP 500")["router/0"]
     (tier,) = conditions.look({"router/0": fresh, "router/1": stale}, {}, 2.0)
     assert tier.actors[0].state == "open"
+
+
+class Fleet(NamedTuple):
+    """The condition of an actor with several endpoints, or of one of them."""
+
+    state: str = "closed"
+    open_for_s: float = 0.0
+    cooling_for_s: float = 0.0
+    in_flight: int = 0
+    queued: int = 0
+    limit: int = 10
+    opened: int = 0
+    dead_reason: str = ""
+    why: str = ""
+    since_s: float = 0.0
+    address: str = ""
+    endpoints: tuple[Any, ...] = ()
+
+
+def test_each_endpoint_of_a_fleet_is_told_by_itself_with_its_own_reason() -> None:
+    ok = Fleet(in_flight=3, address="a:1/v1")
+    broken = Fleet("open", 20.0, opened=1, why="refused", since_s=7.0, address="b:1/v1")
+    actor: Any = Fleet(in_flight=3, queued=5, endpoints=(ok, broken))
+    (tier,) = Conditions({"premium": "gpt"}).look(note(actor, said="another's failure"), {}, 1.0)
+    assert [(each.actor, each.state, each.queued) for each in tier.actors] == [
+        ("0 a:1/v1", "closed", 5),
+        ("0 b:1/v1", "open", 0),
+    ]
+    assert (tier.actors[1].why, tier.actors[1].since_s, tier.actors[1].again_in_s) == ("refused", 7.0, 20.0)
