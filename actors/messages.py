@@ -145,6 +145,14 @@ class Attempt(NamedTuple):
     """The tier's margin after it, in thousandths, when it was this attempt that widened it."""
     hedged: bool = False
     """It was a second copy, sent while the first was late. The last attempt of a Result is the one that answered."""
+    prompt_tokens: int = 0
+    """As the provider counted; zero where no answer told."""
+    completion_tokens: int = 0
+    booked: Amount = Amount()
+    """What was charged for it: its usage, or its whole reservation where nobody saw the usage."""
+    overrun_usd_micros: int = 0
+    misfit: bool = False
+    """It answered, and the answer does not satisfy the request's schema."""
 
 
 class Result(NamedTuple):

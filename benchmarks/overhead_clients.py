@@ -34,6 +34,7 @@ _RAY_ROLES = {
     "TierActor": "tiers",
     "CoalescerActor": "coalescer",
     "BudgetActor": "budget",
+    "ObserverActor": "observer",
     "raylet": "raylet",
     "gcs_server": "gcs",
 }

@@ -1,4 +1,4 @@
-"""The command line: `raycade batch | budget | mock`. Options are read here; what they do is elsewhere.
+"""The command line: `raycade batch | budget | mock | status`. Options are read here; what they do is elsewhere.
 
 Every error that a user can make ends in one line on stderr and exit code 2; a traceback is a defect of ours.
 """
@@ -145,6 +145,17 @@ def budget_resume(
     from runtime.budget import resume
 
     raise typer.Exit(resume(config, scope))
+
+
+@app.command()
+def status(
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines; dollars as micro-dollars.")] = False,
+) -> None:
+    """Tell what is running with this state_dir: progress, each tier actor's state and why, budgets."""
+    from runtime.status import status as tell
+
+    raise typer.Exit(tell(config, as_json))
 
 
 def main() -> None:

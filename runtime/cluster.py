@@ -22,6 +22,7 @@ os.environ.setdefault(
 
 import ray
 from ray.exceptions import RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import actors
 import runtime
@@ -31,10 +32,12 @@ from actors.coalescer.actor import CoalescerActor
 from actors.errors import ClusterError, RaycadeError
 from actors.lane import Lane, RayPeer
 from actors.messages import Request
+from actors.observer.scene import Report, Taken
 from actors.router.actor import RouterActor
 from actors.router.flow import Peers, Router
 from actors.settings import Price, ScopeSettings
 from runtime.config import Config
+from runtime.running import sums_file
 
 __all__ = ["Cluster"]
 
@@ -53,7 +56,8 @@ class Cluster:
 
     def __init__(self, config: Config, prefix: str, embedded: bool) -> None:
         self._config = config
-        self._prefix = prefix
+        self.name = self._prefix = prefix
+        """Of this set of actors; no other has it."""
         self._embedded = embedded
         self.handles: dict[str, Any] = {}
         """Actor handles by name, such as `router/0` or `tier/premium/1`."""
@@ -80,6 +84,13 @@ class Cluster:
         # Imported here, since a router's process imports this module too and has no use for the openai package.
         from actors.tier.actor import TierActor
 
+        if config.telemetry.metrics_port is not None:
+            from actors.observer.actor import ObserverActor
+
+            # Where this program runs: scrapers and `raycade status` look for it on this machine.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            file = sums_file(config.state_dir, prefix)
+            self._make("observer", ObserverActor, file, config.telemetry.metrics_port, scheduling_strategy=here)
         self._make("budget", BudgetActor, config.budget, config.ledger_place)
         self._make("coalescer", CoalescerActor, config.coalesce)
         for tier in config.tiers:
@@ -90,8 +101,9 @@ class Cluster:
         routers = [name for name in self.handles if name.startswith("router/")]
         await asyncio.gather(*(self._ask(name, "open", timeout_s=READY_TIMEOUT_S) for name in routers))
 
-    def _make(self, name: str, plain: type, *args: object) -> None:
+    def _make(self, name: str, plain: type, *args: object, **placed: object) -> None:
         options = {
+            **placed,
             "name": f"{self._prefix}/{name}",
             "namespace": NAMESPACE,
             "num_cpus": 0,
@@ -128,6 +140,18 @@ class Cluster:
         snapshot: Snapshot = await self._ask("budget", "show", timeout_s=10.0)
         return snapshot
 
+    async def report(self, report: Report) -> Taken:
+        """Tell the observer. Raises what Ray raises: whoever calls tries again."""
+        taken: Taken = await self.handles["observer"].report.remote(report)
+        return taken
+
+    async def last_scrape(self, most_s: float) -> bool:
+        """Let whoever scrapes the observer see the end, if a scrape is due within `most_s`. Never raises."""
+        with contextlib.suppress(RayError, TimeoutError):
+            async with asyncio.timeout(most_s + 1.0):
+                return bool(await self.handles["observer"].last_scrape.remote(most_s))
+        return False
+
     async def _ask(self, name: str, method: str, *args: Any, timeout_s: float, **named: Any) -> Any:
         """Call an actor's method, again while it is being restarted: only what may be done twice. Raises RaycadeError."""
         try:
@@ -150,6 +174,8 @@ class Cluster:
                 await asyncio.gather(*routers, return_exceptions=True)
                 if "budget" in self.handles:
                     await self.handles["budget"].close.remote()  # its webhooks; after the routers' last reports
+                if "observer" in self.handles:
+                    await self.handles["observer"].close.remote()
         for handle in self.handles.values():
             with contextlib.suppress(Exception):
                 ray.kill(handle)

@@ -31,6 +31,7 @@ async def ask(request: Request, past: Past, cascade: Cascade) -> Result | Failur
         errors = validator_of(request.schema).errors(parsed.value) if isinstance(parsed, Parsed) else [parsed.reason]
         if isinstance(parsed, Parsed) and not errors:
             return done._replace(parsed=parsed.value)
+        attempts = (*done.attempts[:-1], done.attempts[-1]._replace(misfit=True))
         if not tries_left:
             return Failure(
                 "invalid_output",
@@ -39,7 +40,7 @@ async def ask(request: Request, past: Past, cascade: Cascade) -> Result | Failur
                 ],
                 status=done.status,
                 body=done.body,
-                attempts=done.attempts,
+                attempts=attempts,
                 cost=done.cost,
                 own_fault=False,
             )
@@ -48,6 +49,6 @@ async def ask(request: Request, past: Past, cascade: Cascade) -> Result | Failur
             body=body, prompt_bound_tokens=request.prompt_bound_tokens + len(body) - len(request.body)
         )
         again = Past(len(past.strikes), past.deadline)
-        again.attempts = list(done.attempts)
+        again.attempts = list(attempts)
         done = await cascade(asked, again, done.cost)
     raise AssertionError("unreachable")

@@ -203,13 +203,8 @@ class Attempts:
             kinds = tier.kinds
             kinds["ok"] = kinds.get("ok", 0) + 1
             past.attempts.append(Attempt(state.settings.name, index, "ok", done.status, done.duration_s))
-        unmetered_tokens = cost.tokens if isinstance(done, Answer) and done.usage is None else 0
-        overrun_tokens = max(0, cost.tokens - reserved.amount.tokens)
         margin_milli = 0 if tier.margins is margins else tier.margins.widest_milli
-        if unmetered_tokens or overrun_tokens or margin_milli:
-            past.attempts[-1] = past.attempts[-1]._replace(
-                unmetered_tokens=unmetered_tokens, overrun_tokens=overrun_tokens, margin_milli=margin_milli
-            )
+        past.attempts[-1] = _settled(past.attempts[-1], done, cost, reserved.amount, margin_milli)
         return done, cost
 
     async def _call(
@@ -301,6 +296,25 @@ class Attempts:
                 self._limits.clear()
             limits = self._limits[account] = request_limits(self._budget, account)
         return limits
+
+
+def _settled(
+    attempt: Attempt, done: Answer | Failure | None, cost: Amount, reserved: Amount, margin_milli: int
+) -> Attempt:
+    """The attempt with what it used and cost: whoever gets the result counts from it (actors/events.py)."""
+    usage = None if done is None else done.usage
+    unmetered = usage is None and isinstance(done, Answer)
+    prompt_tokens, completion_tokens = (0, 0) if usage is None else usage[:2]
+    return Attempt(
+        *attempt[:6],
+        unmetered_tokens=cost.tokens if unmetered else 0,
+        overrun_tokens=max(0, cost.tokens - reserved.tokens),
+        margin_milli=margin_milli,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        booked=cost,
+        overrun_usd_micros=max(0, cost.usd_micros - reserved.usd_micros),
+    )
 
 
 def _might_serve(tier: TierState, request: Request, past: Past) -> bool:

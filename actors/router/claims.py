@@ -87,7 +87,7 @@ class Claims:
                 shared: Result | Failure = claimed.result
                 if isinstance(shared, Result):
                     return shared._replace(coalesced=True, cost=NOTHING, attempts=())
-                return shared._replace(cost=NOTHING)
+                return shared._replace(cost=NOTHING, attempts=())
             case Runaway():
                 return _refused(request, claimed)
             case None:

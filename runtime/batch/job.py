@@ -8,9 +8,10 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +22,9 @@ from actors.budget.anomaly import Anomaly, in_words
 from actors.budget.rows import Snapshot
 from actors.budget.store import open_store
 from actors.errors import ConfigError, InputError, RaycadeError
+from actors.events import Tally as Facts
+from actors.observer.reporter import Reporter
+from actors.observer.scene import Taken
 from runtime.batch.estimate import estimate, print_estimate
 from runtime.batch.journal import Journal
 from runtime.batch.progress import Progress
@@ -28,9 +32,11 @@ from runtime.batch.reader import open_input
 from runtime.batch.rows import Encoder, Rendered, rank_of
 from runtime.batch.run import BatchRun, Ending
 from runtime.batch.summary import print_summary
+from runtime.batch.telemetry import Telemetry
 from runtime.batch.writer import OutputWriter
 from runtime.config import Config, digest, load_config, resolve_prices
 from runtime.prompts import load_prompts, render
+from runtime.running import Entry, Running
 from runtime.schemas import load_schema
 
 __all__ = [
@@ -44,7 +50,9 @@ __all__ = [
     "run_job",
 ]
 
-ANOMALIES_EVERY_S = 5.0
+LEDGER_EVERY_S = 2.0
+LAST_SCRAPE_S = 20.0
+"""A job that somebody scrapes waits so long at most for the scrape that sees its end."""
 EXIT_OK, EXIT_OTHER, EXIT_USAGE, EXIT_ROWS_FAILED, EXIT_BUDGET, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
@@ -145,9 +153,14 @@ async def _run(
     if not quiet:
         print("starting Ray and the actors ...", file=sys.stderr)
     started = time.monotonic()
+    stack = contextlib.ExitStack()
     cluster = await Cluster.start(config, prices, options.address)
     try:
         await cluster.open_job(journal.run, options.max_tokens, options.max_usd)
+        entry = Entry(cluster.name, journal.run, os.getpid(), os.path.abspath(options.output), time.time())
+        registered = stack.enter_context(Running(config.state_dir, entry))
+        served = config.telemetry.metrics_port is not None
+        facts = Facts(f"{cluster.name}/batch", {tier.name: tier.model for tier in config.tiers}) if served else None
         events: list[Callable[[str], None]] = []
         run = BatchRun(
             inputs,
@@ -161,46 +174,86 @@ async def _run(
             wait_for_budget=config.budget.on_exhausted == "wait",
             on_event=lambda text: events[0](text),
             last_rows=partial(cluster.last_rows, journal.run),
+            facts=facts,
         )
         progress = Progress(options.progress, config, inputs, run, already_done, options.limit)
         events.append(progress.event)
         if not quiet:
             print(f"ready after {time.monotonic() - started:.1f} s", file=sys.stderr)
         started = time.monotonic()
-        anomalies = _AnomalyWatch(cluster.budget, progress.event)
-        shown = [asyncio.create_task(progress.run()), asyncio.create_task(anomalies.run())]
+        ledger = _LedgerWatch(cluster.budget, progress.event)
+        shown = [asyncio.create_task(progress.run()), asyncio.create_task(ledger.run())]
+        reporter = None
+        if facts is not None:
+            telemetry = Telemetry(
+                config, journal.run, options.output, run, facts, progress.look, lambda: ledger.snapshot
+            )
+            found = _Found(registered, config.telemetry.metrics_port, progress.event)
+            reporter = Reporter(telemetry.draw_up, cluster.report, found.taken)
+            shown.append(asyncio.create_task(reporter.run()))
         try:
             ending = await run.run()
         finally:
             for task in shown:
                 task.cancel()
             await asyncio.gather(*shown, return_exceptions=True)
-        await anomalies.look()  # a job that was stopped by one has ended within the moment
+        await ledger.look()  # a job that was stopped by an anomaly has ended within the moment
         duration_s = time.monotonic() - started
+        if reporter is not None and await reporter.close() and ending.stop not in ("interrupted", "killed"):
+            await _until_interrupted(cluster.last_scrape(LAST_SCRAPE_S))
     finally:
         await cluster.close()
+        stack.close()
     total = progress.total_rows if options.limit is None else options.limit
     print_summary(config, journal, run, ending, duration_s, options.output, errors, Console(), total)
     return _exit_code(ending, journal)
 
 
-class _AnomalyWatch:
-    """Tells what the budget actor has found, since the logs of its process are seen by nobody."""
+async def _until_interrupted(work: Coroutine[Any, Any, object]) -> None:
+    """Wait for what is not important: the first Ctrl-C ends the wait and nothing else."""
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    await asyncio.wait({task})
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(number)
+
+
+class _Found:
+    """Says where the metrics are, once, and again if that changes."""
+
+    def __init__(self, registered: Running, port: int | None, tell: Callable[[str], None]) -> None:
+        self._registered, self._port, self._tell = registered, port, tell
+        self._address = ""
+
+    def taken(self, taken: Taken) -> None:
+        if taken.address != self._address:
+            self._address = taken.address
+            self._registered.found_at(taken.address)
+            why = "" if taken.wanted_port else f" (port {self._port} is taken)"
+            self._tell(f"metrics at {taken.address}/metrics{why}")
+
+
+class _LedgerWatch:
+    """Looks at the ledger, and tells what the budget actor has found, since the logs of its process are seen by nobody."""
 
     def __init__(self, budget: Callable[[], Awaitable[Snapshot]], tell: Callable[[str], None]) -> None:
         self._budget = budget
         self._tell = tell
         self._told: set[Anomaly] = set()
+        self.snapshot: Snapshot | None = None
+        """What the ledger said last."""
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(ANOMALIES_EVERY_S)
             await self.look()
+            await asyncio.sleep(LEDGER_EVERY_S)
 
     async def look(self) -> None:
         """Never raises: what troubles the budget actor is told by the routers."""
         with contextlib.suppress(RaycadeError):
-            for anomaly in (await self._budget()).anomalies:
+            self.snapshot = await self._budget()
+            for anomaly in self.snapshot.anomalies:
                 if anomaly not in self._told:
                     self._told.add(anomaly)
                     self._tell(in_words(anomaly))

@@ -534,6 +534,10 @@ class Progress:
         """Rows of the whole input where they were counted: of files that are neither compressed nor very large."""
         return self._watch.total_rows
 
+    def look(self) -> Scene:
+        """What there is to see now."""
+        return self._watch.look(time.monotonic())
+
     async def run(self) -> None:
         """Show the run until cancelled; then the terminal is as it was."""
         if self._mode == "none":

@@ -10,6 +10,7 @@ by the writer: whatever dies in between, a row without a line is a row to do.
 import asyncio
 import contextlib
 import signal
+import time
 from array import array
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, NamedTuple
@@ -17,8 +18,10 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from actors.errors import ActorLost, InputError, LaneClosed, LaneTimeout
+from actors.events import NONE
+from actors.events import Tally as Facts
 from actors.lane import Lane, calm_gc
-from actors.messages import Failure, Request, Result
+from actors.messages import Attempt, Failure, Request, Result
 from actors.router.structured import Parsed, content_of, parse_reply
 from runtime.batch.ahead import ReadAhead
 from runtime.batch.digests import DigestTable, digest_of
@@ -68,6 +71,7 @@ class BatchRun:
         wait_for_budget: bool,
         on_event: Callable[[str], None],
         last_rows: Callable[[], None] = lambda: None,
+        facts: Facts | None = None,
     ) -> None:
         self.tally = Tally()
         self.in_flight = 0
@@ -86,6 +90,7 @@ class BatchRun:
         self._wait_for_budget = wait_for_budget
         self._on_event = on_event
         self._last_rows = last_rows
+        self._facts = facts
         self._ids = DigestTable()
         self._keys: dict[int, bytes] = {}
         self._bytes = 0
@@ -246,40 +251,61 @@ class BatchRun:
             await self._room.wait()
         await asyncio.sleep(0)
 
-    def _post(self, row: Row, request: Request, redone: int) -> None:
+    def _post(self, row: Row, request: Request, redone: int, since: float = 0.0) -> None:
+        since = since or time.monotonic()
         lane = min(self._lanes, key=lambda lane: lane.outstanding + (0 if lane.up else 1_000_000))
         with contextlib.suppress(LaneClosed):  # closing: the row stays undone
-            lane.post(request, lambda done: self._on_done(row, request, redone, done), request.deadline_s + GRACE_S)
+            lane.post(
+                request, lambda done: self._on_done(row, request, redone, since, done), request.deadline_s + GRACE_S
+            )
 
     # ------------------------------------------------------------------ a row, from its result to its line
 
-    def _on_done(self, row: Row, request: Request, redone: int, done: object) -> None:
+    def _on_done(self, row: Row, request: Request, redone: int, since: float, done: object) -> None:
         try:
-            self._end(row, request, redone, done)
+            self._end(row, request, redone, since, done)
         except Exception as error:  # a defect of ours must not leave the job waiting for this row for ever
             self._stop("output", f"row {row.custom_id!r} could not be ended: {type(error).__name__}: {error}")
 
-    def _end(self, row: Row, request: Request, redone: int, done: object) -> None:
+    def _end(self, row: Row, request: Request, redone: int, since: float, done: object) -> None:
         match done:
             case Result():
-                self._add_result(row, request, done)
+                self._add_result(row, request, done, since)
                 self._end_followers(row, request, done)
             case Failure(resumable=True):
                 self._put_off(row, request, done)
             case Failure():
-                self._add_failure(row, request, done)
+                self._add_failure(row, request, done, since)
                 self._end_followers(row, request, done)
             case ActorLost() | LaneTimeout() if redone < REDO_LIMIT:
                 self.tally.redone += 1
-                self._post(row, request, redone + 1)
+                if self._facts is not None:
+                    self._facts.add(("redone",), 1)
+                self._post(row, request, redone + 1, since)
             case LaneClosed():
                 pass  # the run is ending; the row stays undone
             case _:
                 failure = Failure("internal", f"sent {redone + 1} times and lost every time: {done}"[:300])
-                self._add_failure(row, request, failure)
+                self._add_failure(row, request, failure, since)
                 self._end_followers(row, request, failure)
 
-    def _add_result(self, row: Row, request: Request, result: Result) -> None:
+    def _count(
+        self,
+        row: Row,
+        request: Request,
+        tier: str,
+        outcome: str,
+        attempts: tuple[Attempt, ...] = (),
+        since: float = 0.0,
+    ) -> None:
+        """For the metrics: what has ended, with the line that is written for it."""
+        if self._facts is not None:
+            seconds = time.monotonic() - since if since else None
+            self._facts.request(tier, outcome, attempts, request.path, request.prompt, self._request_id(row), seconds)
+
+    def _add_result(self, row: Row, request: Request, result: Result, since: float) -> None:
+        outcome = "coalesced" if result.coalesced else "ok"
+        self._count(row, request, result.tier, outcome, result.attempts, since)
         if result.coalesced:
             self.tally.shared(result.usage.total_tokens)
             extra: dict[str, Any] = {"tier": result.tier, "coalesced": True, "cost_usd": 0}
@@ -300,7 +326,9 @@ class BatchRun:
         self._writer.add_result(row, result.body, result.status, self._request_id(row), extra)
         self._ended(request)
 
-    def _add_failure(self, row: Row, request: Request, failure: Failure) -> None:
+    def _add_failure(self, row: Row, request: Request, failure: Failure, since: float = 0.0) -> None:
+        last = failure.attempts[-1].tier if failure.attempts else NONE
+        self._count(row, request, last, failure.kind, failure.attempts, since)
         self.tally.failure(failure.kind, failure)
         extra: dict[str, Any] = {"attempts": len(failure.attempts), "cost_usd": failure.cost.usd_micros / 1e6}
         if request.prompt:
@@ -330,6 +358,7 @@ class BatchRun:
             for follower, their_request in followers:
                 if isinstance(done, Result):
                     self.tally.shared(done.usage.total_tokens)
+                    self._count(follower, their_request, done.tier, "coalesced")
                     extra = {"tier": done.tier, "coalesced": True, "cost_usd": 0}
                     self._line(follower, their_request, done, extra)
                 else:
@@ -347,6 +376,7 @@ class BatchRun:
             self._stop("output", f"{self._journal.out}: {error.strerror or error}")
             return
         self.tally.shared(_total_tokens(body))
+        self._count(row, request, NONE, "coalesced")
         extra: dict[str, Any] = {"coalesced": True, "cost_usd": 0}
         if request.prompt:
             extra["prompt"] = request.prompt
@@ -358,6 +388,8 @@ class BatchRun:
     def _put_off(self, row: Row, request: Request, failure: Failure) -> None:
         """A budget has nothing left for the row: wait for its window to turn, or stop the job with the row undone."""
         self.tally.spent_in_vain(failure)
+        if self._facts is not None:
+            self._facts.attempts(failure.attempts, request.path, request.prompt)
         if self._wait_for_budget and failure.retry_after_s is not None and not self._ending.stop:
             self._on_event(failure.message)
             pause_s = min(failure.retry_after_s + 0.5, BUDGET_LOOK_S)
@@ -371,6 +403,8 @@ class BatchRun:
 
     def _refuse(self, error: RowError) -> None:
         self.tally.failure(error.code, None)
+        if self._facts is not None:
+            self._facts.request(NONE, error.code)
         self._writer.add_error(error.number, error.custom_id, error.code, str(error))
         self._schedule_flush()
 
