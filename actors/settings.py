@@ -4,6 +4,7 @@ They live here, not in runtime, because the actors need them and imports run one
 raycade.yaml; units are in the names. Nothing here reads a file or the environment.
 """
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
@@ -19,11 +20,13 @@ __all__ = [
     "RouterSettings",
     "RunawaySettings",
     "ScopeSettings",
+    "StructuredSettings",
     "TierSettings",
 ]
 
 QUALITIES = ("basic", "medium", "high")
 Quality = Literal["basic", "medium", "high"]
+_NATIVE_HOST = re.compile(r"https://(?:api\.openai\.com|[\w-]+\.openai\.azure\.com)(?:[:/]|$)")
 
 
 class Settings(BaseModel):
@@ -66,6 +69,8 @@ class TierSettings(Settings):
     max_output_tokens: int = Field(1024, ge=1)
     image_tokens: int | None = Field(None, ge=1)
     transport: Literal["wire", "sdk"] = "wire"
+    structured: Literal["native", "instruction"] | None = None
+    """How a schema is demanded: as `response_format`, or in words. None: natively where that is known to work."""
     breaker: BreakerSettings = BreakerSettings()
 
     @field_validator("base_url")
@@ -80,6 +85,14 @@ class TierSettings(Settings):
     def rank(self) -> int:
         """0 basic, 1 medium, 2 high."""
         return QUALITIES.index(self.quality)
+
+    @property
+    def native_schema(self) -> bool:
+        """Words work everywhere, and the answer is checked anyway; a server that quietly ignores `response_format` would
+        leave the model without any demand, so only those are trusted with it that document it, or that are set to it."""
+        if self.structured is not None:
+            return self.structured == "native"
+        return all(_NATIVE_HOST.match(url) for url in self.base_url)
 
 
 class Limits(Settings):
@@ -128,6 +141,15 @@ class RouterSettings(Settings):
     max_attempts: int = Field(6, ge=1, le=100)
     on_rate_limit: Literal["fallback", "wait"] = "fallback"
     hedge: Literal["off"] = "off"
+
+
+class StructuredSettings(Settings):
+    """What follows an answer that does not satisfy its schema (actors/router/asking.py)."""
+
+    retries: int = Field(2, ge=0, le=10)
+    """How often it is asked for again."""
+    escalate: bool = False
+    """Whether, after once more at the same tier, better tiers are asked."""
 
 
 class RunawaySettings(Settings):

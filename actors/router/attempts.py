@@ -16,6 +16,7 @@ from actors.errors import ActorLost, BudgetExceeded, LaneClosed, LaneTimeout
 from actors.lane import Lane
 from actors.messages import Account, Amount, Answer, Attempt, Failure, Refusal, Request, TierCall
 from actors.router.cost import NO_MARGINS, Bound, Tariff
+from actors.router.demands import format_refused, instructed, native_format
 from actors.router.notes import TierNote
 from actors.router.plan import Past, TierState
 from actors.router.purse import Purse
@@ -47,6 +48,8 @@ class RouterTier:
         self.retries = RetryBudget(now)
         self.kinds: dict[str, int] = {}
         self.last_failure = ""
+        self.native_schema = settings.native_schema
+        """Whether it takes `response_format`; False as soon as it has said that it does not."""
         model = orjson.dumps(settings.model)
         names = {
             "/chat/completions": _max_tokens_name(settings),
@@ -73,9 +76,14 @@ class RouterTier:
         )
 
     def body(self, request: Request) -> bytes:
-        """The request's body with the tier's model, and its bound on the completion where the request has none."""
+        """The request's body with the tier's model, its bound on the completion where the request has none, and the schema."""
         head = self._head if request.max_tokens else self._bounded_head.get(request.path, self._head)
-        return head + (b"," if len(request.body) > 2 else b"") + request.body[1:]
+        body = request.body
+        if request.schema and self.native_schema:
+            head += b',"response_format":' + (request.response_format or native_format(request.schema))
+        elif request.schema:
+            body = instructed(body, request.schema)
+        return head + (b"," if len(body) > 2 else b"") + body[1:]
 
 
 def _max_tokens_name(settings: TierSettings) -> str:
@@ -129,6 +137,7 @@ class Attempts:
             return None, NOTHING  # the plan sees the deadline
         done: Answer | Failure | Refusal | None = None
         margins, cost = tier.margins, NOTHING
+        native = bool(request.schema) and tier.native_schema
 
         def withdrawn() -> None:
             nonlocal done
@@ -141,6 +150,10 @@ class Attempts:
             cost = self._settle(tier, tokens, reserved, done)
         if isinstance(done, Refusal):
             return done, cost
+        if isinstance(done, Failure) and native and done.kind == "bad_request" and _format_refused(done):
+            tier.native_schema = False
+            past.attempts.append(self._counted(tier, index, done))  # no strike: the same tier is asked again, in words
+            return None, cost
         if isinstance(done, Failure):
             self._note(tier, index, past, done)
         else:
@@ -221,14 +234,14 @@ class Attempts:
         return spent if unknown is NOTHING else unknown
 
     def _note(self, tier: RouterTier, index: int, past: Past, failure: Failure) -> Failure:
-        kinds = tier.kinds
-        kinds[failure.kind] = kinds.get(failure.kind, 0) + 1
-        tier.last_failure = failure.message
         past.note(tier.state, self._states, failure)
-        past.attempts.append(
-            Attempt(tier.state.settings.name, index, failure.kind, failure.status, 0.0, failure.message)
-        )
+        past.attempts.append(self._counted(tier, index, failure))
         return failure
+
+    def _counted(self, tier: RouterTier, index: int, failure: Failure) -> Attempt:
+        tier.kinds[failure.kind] = tier.kinds.get(failure.kind, 0) + 1
+        tier.last_failure = failure.message
+        return Attempt(tier.state.settings.name, index, failure.kind, failure.status, 0.0, failure.message)
 
     def _request_limits(self, account: Account) -> Any:
         limits = self._limits.get(account)
@@ -237,6 +250,10 @@ class Attempts:
                 self._limits.clear()
             limits = self._limits[account] = request_limits(self._budget, account)
         return limits
+
+
+def _format_refused(failure: Failure) -> bool:
+    return format_refused(failure.message) or format_refused(failure.body.decode(errors="replace"))
 
 
 def _might_serve(tier: TierState, request: Request, past: Past) -> bool:

@@ -25,6 +25,7 @@ from actors.messages import Amount, Answer, Failure, Health, Request, Result, Ti
 from actors.router.asking import ask
 from actors.router.attempts import Attempts, RouterTier
 from actors.router.claims import Claims
+from actors.router.failures import FailureLog
 from actors.router.notes import RouterNote
 from actors.router.plan import ActorState, GiveUp, Past, Try, Wait, decide
 from actors.router.purse import Purse
@@ -55,6 +56,7 @@ class Router:
         budget: BudgetSettings,
         coalesce: CoalesceSettings,
         peers: Peers,
+        failures: FailureLog | None = None,
     ) -> None:
         now = time.monotonic()
         self.name = name
@@ -63,6 +65,8 @@ class Router:
         self._peers = peers
         self._tiers = [RouterTier(index, tier, prices[tier.name], now) for index, tier in enumerate(tiers)]
         self._states = [tier.state for tier in self._tiers]
+        self._names = [tier.name for tier in tiers]
+        self._failures = failures
         self._claims: Claims | None = None
         # The book's incarnation must be new for ever: the ledger books what an older one of the same holder held.
         self._purse = Purse(LeaseBook(name, lambda: uuid4().hex), peers.exchange)
@@ -110,7 +114,7 @@ class Router:
 
     async def _answer(self, request: Request) -> Result | Failure:
         past = Past(len(self._tiers), time.monotonic() + request.deadline_s)
-        return await ask(request, past, self._cascade)
+        return await ask(request, past, self._cascade, self._names, self._failures)
 
     async def _cascade(self, request: Request, past: Past, spent: Amount) -> Result | Failure:
         """Ask tiers as the plan says. `spent`: what the request has cost before."""
