@@ -76,7 +76,9 @@ def before(release: Release) -> int | None:
     if not states or states[-1] != now:
         states.append(now)  # written by hand
     below = _below(states)
-    return states[below][0] if below < len(states) - 1 else None
+    if below < len(states) - 1:
+        return states[below][0]
+    return release.stable if release.trial else None  # the first release of all began with trials: they can be ended
 
 
 def _below(states: Sequence[State]) -> int:
@@ -123,7 +125,11 @@ def _write(
     )
     text = _text(new).encode()
     target = Path(os.path.realpath(place / RELEASE_FILE))
-    if load_release(parse(text, str(target)), versions, place) != new:
+    try:
+        same = load_release(parse(text, str(target)), versions, place) == new
+    except ConfigError as error:  # about what was asked for, not about a file that anybody has seen
+        raise ConfigError(error.message, key=error.key) from None
+    if not same:
         raise ConfigError("could not be written so that it reads the same", str(target))
     draft = target.with_name(f".{RELEASE_FILE}.{os.getpid()}.tmp")
     try:
@@ -150,7 +156,7 @@ def _text(release: Release) -> str:
     lines = ["# Written by `raycade prompts`; comments do not last.", f"stable: {release.stable}"]
     if release.trial:
         lines.append(f"trial: {_weights(release.trial)}")
-    lines.append("released:")
+    lines += ["released:"] if release.released else []
     lines += [f"  {number}: {_quoted(digest)}" for number, digest in release.released.items()]
     lines.append("history:")
     for change in release.history:

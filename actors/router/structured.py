@@ -111,7 +111,33 @@ def parse_reply(text: str | bytes, limits: ParseLimits = ParseLimits()) -> Parse
         return Unparsed(str(error))
 
 
+def _clean(reply: str, limits: ParseLimits) -> bytes | None:
+    """The whole reply, when it is a JSON object or list and nothing else: the usual case, in a third of the time.
+
+    The fast parser keeps the last of two equal keys; so what it has read, written again, must have as many keys.
+    """
+    if reply[:1] not in ("{", "["):
+        return None
+    try:
+        data = reply.encode()
+        value = orjson.loads(data)
+        if reply.count("{") + reply.count("[") > limits.max_depth and _deeper(value, limits.max_depth):
+            return None
+        return data if _keys(reply) == _keys(orjson.dumps(value).decode()) else None
+    except (UnicodeError, orjson.JSONDecodeError, orjson.JSONEncodeError):
+        return None
+
+
+def _keys(text: str) -> int:
+    """How many keys a valid JSON text has: a colon outside of a text stands behind each, and nowhere else."""
+    if "\\" in text:
+        text = text.replace("\\\\", "").replace('\\"', "")
+    return "".join(text.split('"')[::2]).count(":")
+
+
 def _value(reply: str, limits: ParseLimits) -> bytes:
+    if (clean := _clean(reply, limits)) is not None:
+        return clean
     if reply[:1] in _LITERAL_STARTS:
         try:
             value, end = _decode(reply, 0)
