@@ -91,21 +91,20 @@ class OutputWriter:
         line: int = 0,
     ) -> bool:
         """Queue a failed row. With a `status` and a `body` the last response stands in the line, else null. `extra` becomes
-        the key `raycade`, in the response's body or, where there is none, in the line.
+        the key `raycade` in the response's body or, where that is no object, of the line itself.
 
         `file` and `line` go in front of the message, for a message that does not name the row's place itself.
         False as in `add_result`.
         """
         if row_number in self._pending or row_number in self.journal.done:
             return False
-        response, tail = b"null", b""
+        response, beside = b"null", extra
         if status is not None and body:
-            content = (
-                b"".join(_spliced(body, extra or {})) if _is_object(body) else _text(body.decode(errors="replace"))
-            )
+            if _is_object(body):
+                content, beside = b"".join(_spliced(body, extra or {})), None
+            else:
+                content = _text(body.decode(errors="replace"))
             response = b'{"status_code":%d,"request_id":%s,"body":%s}' % (status, _text(request_id), content)
-        elif extra:
-            tail = b',"raycade":' + orjson.dumps(extra)
         place = f"{file}:{line}: " if file and line else f"{file}: " if file else ""
         text = b'%s%d","custom_id":%s,"response":%s,"error":{"code":%s,"message":%s}%s}\n' % (
             self._start,
@@ -114,7 +113,7 @@ class OutputWriter:
             response,
             _text(code),
             _text(place + message),
-            tail,
+            b',"raycade":' + orjson.dumps(beside) if beside else b"",
         )
         self._pending.add(row_number)
         self._errors.add(row_number, text)

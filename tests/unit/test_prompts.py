@@ -5,15 +5,17 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from actors.errors import ConfigError, InputError
 from runtime.prompts import Registry, load_prompts, render
-from runtime.schemas import load_schema
+from runtime.schemas import load_schema, schema_of
 
 V1 = "version: 1\nuser_template: 'Say {word}.'\n"
 THREE = {"p__v1": V1, "p__v2": V1.replace("1", "2"), "p__v3": V1.replace("1", "3")}
@@ -400,3 +402,17 @@ class TestLoadSchema:
             load_schema(spec)
         assert str(caught.value).startswith(expected)
         assert "\n" not in str(caught.value)
+
+    def test_a_class_at_hand(self) -> None:
+        """For a program that has the class itself; what JSON cannot say is one line."""
+
+        class Good(BaseModel):
+            reasoning: str
+            verdict: bool
+
+        class Odd(BaseModel):
+            hook: Callable[[], int]
+
+        assert list(json.loads(schema_of(Good))["properties"]) == ["reasoning", "verdict"]
+        with pytest.raises(ConfigError, match="Odd has no JSON Schema: PydanticInvalidForJsonSchema"):
+            schema_of(Odd)
