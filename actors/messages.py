@@ -116,7 +116,13 @@ class Request(NamedTuple):
     prompt: str = ""
     """`name@version` of the registered prompt that made this body, for the output line and the coalescing key."""
     schema: bytes = b""
-    """JSON Schema that the answer must satisfy; b"" means none."""
+    """JSON Schema that the answer must satisfy; b"" means none. Each tier demands it in its own way, not the body."""
+    response_format: bytes = b""
+    """The request's own `response_format`, when the schema is from there: for tiers that take it natively."""
+    reply_retries: int = 2
+    """How often an answer that does not satisfy the schema is asked for again."""
+    escalate: bool = False
+    """Whether better tiers are asked when the same tier has failed the schema twice."""
     images: int = 0
     """Images in the prompt, which each tier bounds in its own way (actors/router/cost.py)."""
     small_images: int = 0
@@ -169,6 +175,8 @@ class Result(NamedTuple):
     coalesced: bool = False
     parsed: bytes = b""
     """The validated JSON value when the request had a schema."""
+    refused_replies: int = 0
+    """Replies before it that did not satisfy the schema."""
 
     @property
     def metered(self) -> bool:
@@ -196,6 +204,8 @@ class Failure(NamedTuple):
     """True when the row is not done but only put off (a budget that ended): no error line is due."""
     endpoint: int = -1
     """Of an attempt, the number of the endpoint that failed it; -1: none was asked."""
+    refused_replies: int = 0
+    """Replies that did not satisfy the schema."""
 
 
 class TierCall(NamedTuple):

@@ -22,12 +22,14 @@ __all__ = [
     "RouterSettings",
     "RunawaySettings",
     "ScopeSettings",
+    "StructuredSettings",
     "TierSettings",
 ]
 
 QUALITIES = ("basic", "medium", "high")
 QUANTILE = re.compile(r"p[5-9]\d(\.\d)?")
 Quality = Literal["basic", "medium", "high"]
+_NATIVE_HOST = re.compile(r"https://(?:api\.openai\.com|[\w-]+\.openai\.azure\.com)(?:[:/]|$)")
 
 
 class Settings(BaseModel):
@@ -76,6 +78,8 @@ class TierSettings(Settings):
     max_output_tokens: int = Field(1024, ge=1)
     image_tokens: int | None = Field(None, ge=1)
     transport: Literal["wire", "sdk"] = "wire"
+    structured: Literal["native", "instruction"] | None = None
+    """How a schema is demanded: as `response_format`, or in words. None: natively where that is known to work."""
     breaker: BreakerSettings = BreakerSettings()
 
     @field_validator("base_url")
@@ -90,6 +94,14 @@ class TierSettings(Settings):
     def rank(self) -> int:
         """0 basic, 1 medium, 2 high."""
         return QUALITIES.index(self.quality)
+
+    @property
+    def native_schema(self) -> bool:
+        """Words work everywhere, and the answer is checked anyway; a server that quietly ignores `response_format` would
+        leave the model without any demand, so only those are trusted with it that document it, or that are set to it."""
+        if self.structured is not None:
+            return self.structured == "native"
+        return all(_NATIVE_HOST.match(url) for url in self.base_url)
 
 
 class Limits(Settings):
@@ -165,6 +177,15 @@ class RouterSettings(Settings):
     on_rate_limit: Literal["fallback", "wait"] = "fallback"
     hedge: Annotated[HedgeSettings | None, BeforeValidator(lambda v: None if v == "off" else v)] = None
     """None: `off`."""
+
+
+class StructuredSettings(Settings):
+    """What follows an answer that does not satisfy its schema (actors/router/asking.py)."""
+
+    retries: int = Field(2, ge=0, le=10)
+    """How often it is asked for again."""
+    escalate: bool = False
+    """Whether, after once more at the same tier, better tiers are asked."""
 
 
 class RunawaySettings(Settings):

@@ -1,4 +1,4 @@
-"""The command line: `raycade batch | budget | mock | status`. Options are read here; what they do is elsewhere.
+"""The command line: `raycade batch | status | budget | prompts | mock`. Options are read here; what they do is elsewhere.
 
 Every error that a user can make ends in one line on stderr and exit code 2; a traceback is a defect of ours.
 """
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from actors.errors import ConfigError, RaycadeError
+from runtime.prompts_cli import app as prompts
 
 __all__ = ["app", "main"]
 
@@ -42,6 +43,7 @@ def batch(
     dedupe: Annotated[bool, typer.Option("--dedupe/--no-dedupe", help="Equal rows share one call.")] = True,
     report: Annotated[str | None, typer.Option(help="Write an HTML report here.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over: removes OUT, ERRORS and the journal.")] = False,
+    redo: Annotated[str | None, typer.Option(help="prompt=NAME@V: do again the rows that this version made.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, estimate and check; call nothing.")] = False,
     address: Annotated[str | None, typer.Option(help="Address of a Ray cluster to join.")] = None,
     progress: Annotated[str, typer.Option(help="auto, bar, log or none.")] = "auto",
@@ -72,6 +74,7 @@ def batch(
         dedupe,
         report,
         fresh,
+        redo,
         dry_run,
         address,
         progress,
@@ -92,6 +95,8 @@ def mock(
 
     raise typer.Exit(run(host, port, scenario, latency, seed))
 
+
+app.add_typer(prompts, name="prompts")
 
 budget = typer.Typer(help="The ledger of what was spent: look at it, set limits, stop, resume.", no_args_is_help=True)
 app.add_typer(budget, name="budget")

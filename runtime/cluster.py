@@ -34,6 +34,7 @@ from actors.lane import Lane, RayPeer
 from actors.messages import Request
 from actors.observer.scene import Report, Taken
 from actors.router.actor import RouterActor
+from actors.router.failures import FailureLog
 from actors.router.flow import Peers, Router
 from actors.settings import Price, ScopeSettings
 from runtime.config import Config
@@ -97,7 +98,10 @@ class Cluster:
             for index in range(tier.replicas):
                 self._make(f"tier/{tier.name}/{index}", TierActor, tier)
         for index in range(config.router.replicas):
-            self._make(f"router/{index}", RouterActor, partial(_make_router, prefix, index, config, prices, _digest()))
+            make = partial(
+                _make_router, prefix, index, config, prices, _digest(), FailureLog(os.path.abspath(config.state_dir))
+            )
+            self._make(f"router/{index}", RouterActor, make)
         routers = [name for name in self.handles if name.startswith("router/")]
         await asyncio.gather(*(self._ask(name, "open", timeout_s=READY_TIMEOUT_S) for name in routers))
 
@@ -202,7 +206,9 @@ def _connect(address: str) -> None:
         raise ClusterError(f"cannot {'start' if address == 'local' else 'reach'} Ray: {_first_line(error)}") from None
 
 
-def _make_router(prefix: str, index: int, config: Config, prices: dict[str, Price], digest: str) -> Router:
+def _make_router(
+    prefix: str, index: int, config: Config, prices: dict[str, Price], digest: str, failures: FailureLog
+) -> Router:
     """Build the Router inside its actor's process, from the names of the other actors. Raises ClusterError."""
     _check_code(digest)
 
@@ -217,7 +223,14 @@ def _make_router(prefix: str, index: int, config: Config, prices: dict[str, Pric
     tiers = [[RayPeer(find(f"tier/{tier.name}/{i}"), _cancel) for i in range(tier.replicas)] for tier in config.tiers]
     peers = Peers(tiers, RayPeer(find("coalescer"), _cancel) if config.coalesce.enabled else None, exchange)
     return Router(
-        f"{prefix}/router/{index}", config.tiers, prices, config.router, config.budget, config.coalesce, peers
+        f"{prefix}/router/{index}",
+        config.tiers,
+        prices,
+        config.router,
+        config.budget,
+        config.coalesce,
+        peers,
+        failures,
     )
 
 

@@ -20,7 +20,16 @@ from urllib.parse import parse_qsl
 from pydantic import Field
 
 from actors.errors import ConfigError
-from actors.settings import QUALITIES, BudgetSettings, CoalesceSettings, Price, RouterSettings, Settings, TierSettings
+from actors.settings import (
+    QUALITIES,
+    BudgetSettings,
+    CoalesceSettings,
+    Price,
+    RouterSettings,
+    Settings,
+    StructuredSettings,
+    TierSettings,
+)
 from runtime.yaml_lines import Document, Path, check, joined, looks_secret, read, shown
 
 __all__ = [
@@ -50,8 +59,19 @@ _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:,@/?#\[\]]*)(?::\d+)?"
 _LEDGER = re.compile(rf"postgres(?:ql)?://(?:[^\s:@/?#]+@)?{_HOST}(?:,{_HOST})*(?:/[^\s:@/?#]*)?(?:\?[^\s#]*)?")
 
 
+class TrialSettings(Settings):
+    """When a prompt version on trial is stopped by itself (runtime/prompts_trial.py)."""
+
+    stop: bool = True
+    alpha: float = Field(default=0.05, gt=0, le=0.5)
+    """The most that may be the chance of ever stopping a trial that is no worse."""
+    cost_tolerance: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    """A row of it may cost so much more than one of the stable version."""
+
+
 class PromptSettings(Settings):
     dir: str = Field(default="prompts", min_length=1)
+    trial: TrialSettings = TrialSettings()
 
 
 class GatewaySettings(Settings):
@@ -76,6 +96,7 @@ class Config(Settings):
     budget: BudgetSettings = BudgetSettings()
     router: RouterSettings = RouterSettings()
     coalesce: CoalesceSettings = CoalesceSettings()
+    structured: StructuredSettings = StructuredSettings()
     prompts: PromptSettings = PromptSettings()
     gateway: GatewaySettings = GatewaySettings()
     telemetry: TelemetrySettings = TelemetrySettings()

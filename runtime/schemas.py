@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from actors.errors import ConfigError
 from actors.router.structured import Parsed, parse_reply, validator_of
 
-__all__ = ["load_schema"]
+__all__ = ["load_schema", "schema_of"]
 
 _CLASS = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)")
 
@@ -42,6 +42,18 @@ def load_schema(spec: str) -> bytes:
     else:
         return schema
     raise ConfigError(problem, spec, key="schema")
+
+
+def schema_of(model: type[BaseModel]) -> bytes:
+    """The schema of a pydantic class that a program has at hand. Raises ConfigError for one that JSON cannot say."""
+    try:
+        schema = orjson.dumps(model.model_json_schema())
+    except Exception as error:  # pydantic's own, and whatever the class's hooks raise
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    else:
+        validator_of(schema)
+        return schema
+    raise ConfigError(f"{model.__name__} has no JSON Schema: {problem}")
 
 
 def _of_file(file: str) -> bytes:

@@ -18,6 +18,7 @@ from actors.errors import ActorLost, BudgetExceeded, LaneClosed, LaneTimeout
 from actors.lane import Lane
 from actors.messages import Account, Amount, Answer, Attempt, Billed, Failure, Refusal, Request, TierCall
 from actors.router.cost import NO_MARGINS, Bound, Tariff
+from actors.router.demands import format_refused, instructed, native_format
 from actors.router.notes import TierNote
 from actors.router.plan import Past, TierState
 from actors.router.purse import Purse
@@ -50,6 +51,8 @@ class RouterTier:
         self.retries = RetryBudget(now)
         self.kinds: dict[str, int] = {}
         self.last_failure = ""
+        self.native_schema = settings.native_schema
+        """Whether it takes `response_format`; False as soon as it has said that it does not."""
         model = orjson.dumps(settings.model)
         names = {
             "/chat/completions": _max_tokens_name(settings),
@@ -76,9 +79,14 @@ class RouterTier:
         )
 
     def body(self, request: Request) -> bytes:
-        """The request's body with the tier's model, and its bound on the completion where the request has none."""
+        """The request's body with the tier's model, its bound on the completion where the request has none, and the schema."""
         head = self._head if request.max_tokens else self._bounded_head.get(request.path, self._head)
-        return head + (b"," if len(request.body) > 2 else b"") + request.body[1:]
+        body = request.body
+        if request.schema and self.native_schema:
+            head += b',"response_format":' + (request.response_format or native_format(request.schema))
+        elif request.schema:
+            body = instructed(body, request.schema)
+        return head + (b"," if len(body) > 2 else b"") + body[1:]
 
 
 def _max_tokens_name(settings: TierSettings) -> str:
@@ -185,6 +193,7 @@ class Attempts:
             return None, NOTHING  # the plan sees the deadline
         done: Answer | Failure | Refusal | None = None
         margins, cost = tier.margins, NOTHING
+        native = bool(request.schema) and tier.native_schema
 
         def withdrawn() -> None:
             nonlocal done
@@ -197,6 +206,10 @@ class Attempts:
             cost = self._settle(tier, tokens, reserved, done)
         if isinstance(done, Refusal):
             return done, cost
+        if isinstance(done, Failure) and native and done.kind == "bad_request" and _format_refused(done):
+            tier.native_schema = False
+            past.attempts.append(self._counted(tier, index, done))  # no strike: the same tier is asked again, in words
+            return None, cost
         if isinstance(done, Failure):
             self._note(tier, index, past, done, overtaken=copy is not None and copy.overtaken)
         else:
@@ -279,15 +292,16 @@ class Attempts:
         return self._request_limits(account).refuse(spent, tier.tariff.bound(request, tier.margins)) is None
 
     def _note(self, tier: RouterTier, index: int, past: Past, failure: Failure, overtaken: bool = False) -> Failure:
-        kinds = tier.kinds
-        kinds[failure.kind] = kinds.get(failure.kind, 0) + 1
         if not overtaken:  # which says nothing of the tier, and does not end the request
-            tier.last_failure = failure.message
             past.note(tier.state, self._states, failure)
-        past.attempts.append(
-            Attempt(tier.state.settings.name, index, failure.kind, failure.status, 0.0, failure.message)
-        )
+        past.attempts.append(self._counted(tier, index, failure, overtaken))
         return failure
+
+    def _counted(self, tier: RouterTier, index: int, failure: Failure, overtaken: bool = False) -> Attempt:
+        tier.kinds[failure.kind] = tier.kinds.get(failure.kind, 0) + 1
+        if not overtaken:
+            tier.last_failure = failure.message
+        return Attempt(tier.state.settings.name, index, failure.kind, failure.status, 0.0, failure.message)
 
     def _request_limits(self, account: Account) -> Any:
         limits = self._limits.get(account)
@@ -315,6 +329,10 @@ def _settled(
         booked=cost,
         overrun_usd_micros=max(0, cost.usd_micros - reserved.usd_micros),
     )
+
+
+def _format_refused(failure: Failure) -> bool:
+    return format_refused(failure.message) or format_refused(failure.body.decode(errors="replace"))
 
 
 def _might_serve(tier: TierState, request: Request, past: Past) -> bool:

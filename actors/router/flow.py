@@ -26,6 +26,7 @@ from actors.messages import Amount, Answer, Failure, Health, Refusal, Request, R
 from actors.router.asking import ask
 from actors.router.attempts import Attempts, RouterTier
 from actors.router.claims import Claims
+from actors.router.failures import FailureLog
 from actors.router.hedger import Hedger
 from actors.router.notes import RouterNote
 from actors.router.plan import GiveUp, Past, Try, Wait, decide
@@ -59,6 +60,7 @@ class Router:
         budget: BudgetSettings,
         coalesce: CoalesceSettings,
         peers: Peers,
+        failures: FailureLog | None = None,
     ) -> None:
         now = time.monotonic()
         self.name = name
@@ -67,6 +69,8 @@ class Router:
         self._peers = peers
         self._tiers = [RouterTier(index, tier, prices[tier.name], now) for index, tier in enumerate(tiers)]
         self._states = [tier.state for tier in self._tiers]
+        self._names = [tier.name for tier in tiers]
+        self._failures = failures
         self._claims: Claims | None = None
         # The book's incarnation must be new for ever: the ledger books what an older one of the same holder held.
         self._purse = Purse(LeaseBook(name, lambda: uuid4().hex), peers.exchange)
@@ -125,7 +129,7 @@ class Router:
 
     async def _answer(self, request: Request) -> Result | Failure:
         past = Past(len(self._tiers), time.monotonic() + request.deadline_s)
-        return await ask(request, past, self._cascade)
+        return await ask(request, past, self._cascade, self._names, self._failures)
 
     async def _cascade(self, request: Request, past: Past, spent: Amount) -> Result | Failure:
         """Ask tiers as the plan says. `spent`: what the request has cost before."""

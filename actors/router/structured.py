@@ -1,7 +1,7 @@
 """Structured output: from a reply's text to a JSON value that satisfies its schema, or to the reasons why not.
 
-The router (flow.py) uses it around an attempt: `with_schema` before the first, `content_of` + `parse_reply` +
-`Validator.errors` on each reply, `ask_again` when those found something. Nothing here guesses. A reply counts only if
+The router looks at each reply with `reply_of` + `parse_reply` + `Validator.errors` (asking.py); what it says to a model about
+the schema is in demands.py. Nothing here guesses. A reply counts only if
 it holds one JSON value as RFC 8259 defines it, which every parser downstream reads alike: no duplicate keys, NaN,
 infinities or lone surrogates, bounded in depth and size. What is accepted is handed on in the reply's own bytes.
 
@@ -23,21 +23,24 @@ import orjson
 from actors.errors import ConfigError
 
 __all__ = [
+    "MAX_ERRORS",
+    "MAX_ERROR_CHARS",
+    "MAX_SCHEMA_DEPTH",
     "ParseLimits",
     "Parsed",
+    "Reply",
     "Unparsed",
     "Validator",
-    "ask_again",
     "content_of",
+    "cut",
     "parse_reply",
+    "reply_of",
     "validator_of",
-    "with_schema",
 ]
 
 MAX_ERRORS = 10
 MAX_ERROR_CHARS = 300
 MAX_VALUE_CHARS = 60
-MAX_REPLY_CHARS = 16_000
 MAX_SCHEMA_BYTES = 256 * 1024
 MAX_SCHEMA_DEPTH = 100
 
@@ -108,7 +111,33 @@ def parse_reply(text: str | bytes, limits: ParseLimits = ParseLimits()) -> Parse
         return Unparsed(str(error))
 
 
+def _clean(reply: str, limits: ParseLimits) -> bytes | None:
+    """The whole reply, when it is a JSON object or list and nothing else: the usual case, in a third of the time.
+
+    The fast parser keeps the last of two equal keys; so what it has read, written again, must have as many keys.
+    """
+    if reply[:1] not in ("{", "["):
+        return None
+    try:
+        data = reply.encode()
+        value = orjson.loads(data)
+        if reply.count("{") + reply.count("[") > limits.max_depth and _deeper(value, limits.max_depth):
+            return None
+        return data if _keys(reply) == _keys(orjson.dumps(value).decode()) else None
+    except (UnicodeError, orjson.JSONDecodeError, orjson.JSONEncodeError):
+        return None
+
+
+def _keys(text: str) -> int:
+    """How many keys a valid JSON text has: a colon outside of a text stands behind each, and nowhere else."""
+    if "\\" in text:
+        text = text.replace("\\\\", "").replace('\\"', "")
+    return "".join(text.split('"')[::2]).count(":")
+
+
 def _value(reply: str, limits: ParseLimits) -> bytes:
+    if (clean := _clean(reply, limits)) is not None:
+        return clean
     if reply[:1] in _LITERAL_STARTS:
         try:
             value, end = _decode(reply, 0)
@@ -233,9 +262,9 @@ class Validator:
                 else:
                     problem = "it is neither an object nor true or false"
         except jsonschema_rs.ValidationError as error:
-            problem = _cut(f"{_place(error.instance_path)}: {_sentence(error)}", MAX_ERROR_CHARS)
+            problem = cut(f"{_place(error.instance_path)}: {_sentence(error)}", MAX_ERROR_CHARS)
         except (ValueError, jsonschema_rs.ReferencingError) as error:
-            problem = _cut(str(error).partition("\n")[0], MAX_ERROR_CHARS)
+            problem = cut(str(error).partition("\n")[0], MAX_ERROR_CHARS)
         if problem:
             raise ConfigError(f"not a JSON Schema: {problem}")
 
@@ -246,7 +275,7 @@ class Validator:
             if len(found) == MAX_ERRORS:
                 found.append("and more")
                 break
-            found.append(_cut(f"{_place(error.instance_path)}: {_sentence(error)}", MAX_ERROR_CHARS))
+            found.append(cut(f"{_place(error.instance_path)}: {_sentence(error)}", MAX_ERROR_CHARS))
         return found
 
 
@@ -269,124 +298,48 @@ def _sentence(error: jsonschema_rs.ValidationError) -> str:
 
 
 def _place(path: list[str | int]) -> str:
-    return _cut("$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path), 120)
+    return cut("$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path), 120)
 
 
 def _short(value: object) -> str:
-    return _cut(json.dumps(value, ensure_ascii=False, default=str), MAX_VALUE_CHARS)
+    return cut(json.dumps(value, ensure_ascii=False, default=str), MAX_VALUE_CHARS)
 
 
-def _cut(text: str, length: int) -> str:
+def cut(text: str, length: int) -> str:
     text = "".join(char if char.isprintable() else " " for char in text[: length + 1])
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-# Asking for it.
+# Reading the response it came in.
+
+
+class Reply(NamedTuple):
+    """What the first choice of a chat completion holds."""
+
+    text: str
+    refusal: str = ""
+    """What the model said instead of an answer, where the endpoint tells the two apart."""
+    calls_tool: bool = False
+
+
+def reply_of(body: bytes) -> Reply | None:
+    """The first choice of a chat completion; None when it is none."""
+    try:
+        message = orjson.loads(body)["choices"][0]["message"]
+        content, refusal, calls = message.get("content"), message.get("refusal"), message.get("tool_calls")
+    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
+        return None
+    if isinstance(content, list):  # some endpoints give the text in parts
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(part for part in parts if isinstance(part, str))
+    return Reply(
+        content if isinstance(content, str) else "",
+        refusal if isinstance(refusal, str) and not content else "",
+        isinstance(calls, list) and bool(calls),
+    )
 
 
 def content_of(body: bytes) -> str | None:
     """The text of the first choice of a chat completion; None when there is none (a tool call, a refusal, no chat)."""
-    try:
-        content = orjson.loads(body)["choices"][0]["message"]["content"]
-    except (orjson.JSONDecodeError, LookupError, TypeError):
-        return None
-    if isinstance(content, list):  # some endpoints give the text in parts
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        texts = [part for part in parts if isinstance(part, str)]
-        return "".join(texts) if texts else None
-    return content if isinstance(content, str) else None
-
-
-def with_schema(body: bytes, schema: bytes, native: bool) -> bytes:
-    """The chat body with a demand for JSON by the schema. Raises ValueError for a body without messages.
-
-    `native`: as `response_format`, which binds the endpoint; `strict` only where the schema is of the form that
-    OpenAI's strict mode takes, since it answers 400 to any other. Else as an instruction in the system message: in the
-    one that is there, because many chat templates refuse a second.
-    """
-    request = _chat(body)
-    demanded = orjson.loads(schema)
-    if native:
-        title = demanded.get("title") if isinstance(demanded, dict) else None
-        name = re.sub(r"[^A-Za-z0-9_-]+", "_", title)[:64] if isinstance(title, str) else ""
-        request["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": name.strip("_") or "answer", "schema": demanded, "strict": _strict(demanded)},
-        }
-        return _encoded(request)
-    form = request.get("response_format")
-    if isinstance(form, dict) and form.get("type") == "json_schema":
-        del request["response_format"]
-    instruction = (
-        "Answer with one JSON value and nothing else: no prose, no code fence. "
-        f"It must satisfy this JSON Schema:\n{orjson.dumps(demanded).decode()}"
-    )
-    messages = request["messages"]
-    first = messages[0] if messages else None
-    if isinstance(first, dict) and first.get("role") in ("system", "developer"):
-        content = first.get("content")
-        if isinstance(content, str):
-            first["content"] = f"{content}\n\n{instruction}" if content else instruction
-            return _encoded(request)
-        if isinstance(content, list):
-            content.append({"type": "text", "text": instruction})
-            return _encoded(request)
-    messages.insert(0, {"role": "system", "content": instruction})
-    return _encoded(request)
-
-
-def ask_again(body: bytes, reply: str, errors: list[str]) -> bytes:
-    """The chat body with the failed reply and what was wrong with it. Raises ValueError for a body without messages.
-
-    The reply is cut at MAX_REPLY_CHARS and the errors at MAX_ERRORS, so that a runaway reply is not paid for again.
-    """
-    request = _chat(body)
-    if len(reply) > MAX_REPLY_CHARS:
-        reply = reply[:MAX_REPLY_CHARS] + " … (cut)"
-    reasons = "\n".join(f"- {_cut(error, MAX_ERROR_CHARS)}" for error in errors[: MAX_ERRORS + 1])
-    demand = f"This answer cannot be used:\n{reasons}\nAnswer again with the corrected JSON value and nothing else."
-    request["messages"] += [
-        {"role": "assistant", "content": reply.encode(errors="replace").decode()},
-        {"role": "user", "content": demand.encode(errors="replace").decode()},
-    ]
-    return _encoded(request)
-
-
-def _chat(body: bytes) -> dict[str, Any]:
-    request = orjson.loads(body)
-    if not isinstance(request, dict) or not isinstance(request.get("messages"), list):
-        raise ValueError("a schema needs a chat body, an object with a list of messages")
-    return request
-
-
-def _encoded(request: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(request)
-    except orjson.JSONEncodeError:  # it reads deeper than it writes
-        raise ValueError("the body is nested too deeply") from None
-
-
-def _strict(schema: Any) -> bool:
-    """Whether OpenAI's strict mode takes the schema: an object at the top, every object closed, all keys required."""
-    return isinstance(schema, dict) and schema.get("type") == "object" and _closed(schema, 0)
-
-
-def _closed(schema: Any, depth: int) -> bool:
-    if isinstance(schema, list):
-        return all(_closed(each, depth + 1) for each in schema)
-    if not isinstance(schema, dict):
-        return True
-    if depth > MAX_SCHEMA_DEPTH or "allOf" in schema or "oneOf" in schema or "patternProperties" in schema:
-        return False
-    if schema.get("type") == "object" or "properties" in schema:
-        properties, required = schema.get("properties", {}), schema.get("required", [])
-        if schema.get("additionalProperties") is not False or not isinstance(properties, dict):
-            return False
-        if not isinstance(required, list) or set(properties) != set(required):
-            return False
-    named = [each for key in ("properties", "$defs", "definitions") for each in _mapping(schema.get(key)).values()]
-    return all(_closed(each, depth + 1) for each in [*named, schema.get("items"), schema.get("anyOf")])
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+    reply = reply_of(body)
+    return reply.text or None if reply is not None else None

@@ -21,7 +21,7 @@ from rich.console import Console
 from actors.budget.anomaly import Anomaly, in_words
 from actors.budget.rows import Snapshot
 from actors.budget.store import open_store
-from actors.errors import ConfigError, InputError, RaycadeError
+from actors.errors import ConfigError, RaycadeError
 from actors.events import Tally as Facts
 from actors.observer.reporter import Reporter
 from actors.observer.scene import Taken
@@ -29,13 +29,13 @@ from runtime.batch.estimate import estimate, print_estimate
 from runtime.batch.journal import Journal
 from runtime.batch.progress import Progress
 from runtime.batch.reader import open_input
-from runtime.batch.rows import Encoder, Rendered, rank_of
+from runtime.batch.rows import Encoder, rank_of
 from runtime.batch.run import BatchRun, Ending
 from runtime.batch.summary import print_summary
 from runtime.batch.telemetry import Telemetry
 from runtime.batch.writer import OutputWriter
 from runtime.config import Config, digest, load_config, resolve_prices
-from runtime.prompts import load_prompts, render
+from runtime.prompts_job import JobPrompt
 from runtime.running import Entry, Running
 from runtime.schemas import load_schema
 
@@ -74,6 +74,7 @@ class BatchOptions:
     dedupe: bool = True
     report: str | None = None
     fresh: bool = False
+    redo: str | None = None
     dry_run: bool = False
     address: str | None = None
     progress: str = "auto"
@@ -89,7 +90,9 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
         raise ConfigError("the input is empty", file=options.input)
     if options.report is not None:
         raise ConfigError("--report is not built yet; leave it out")
-    render_row, prompt_digest = _prompt(options.prompt, config)
+    prompt = JobPrompt(options.prompt, config.prompts) if options.prompt is not None else None
+    if options.redo is not None and (prompt is None or options.fresh or options.dry_run):
+        raise ConfigError("goes with --prompt, on a job that exists, and without --fresh and --dry-run", key="--redo")
     schema = load_schema(options.schema) if options.schema else b""
     quality = options.min_quality or config.router.min_quality
 
@@ -101,7 +104,8 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
             job=job,
             share=options.dedupe,
             schema=schema,
-            render=render_row,
+            structured=config.structured,
+            render=None if prompt is None else prompt.render,
         )
 
     if all(tier.rank < rank_of(quality) for tier in config.tiers):
@@ -120,15 +124,18 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
         print_estimate(found, Console())
         return EXIT_OK
     fingerprint = inputs.fingerprint()
-    identity = f"{digest(config)[:16]}-{prompt_digest[:16]}-{_schema_digest(schema)}-{quality}"
+    identity = f"{digest(config)[:16]}-{prompt.identity if prompt else ''}-{_schema_digest(schema)}-{quality}"
     # The ledger first: a job that is refused must not have removed anything for --fresh.
     _check_ledger(config, options.address or environ.get("RAY_ADDRESS"))
-    with Journal.open(options.output, errors, fingerprint, identity, options.fresh) as journal:
+    files = (options.output, errors)
+    attach = None if prompt is None else lambda folder: prompt.attach(folder, files, options.redo)
+    with Journal.open(*files, fingerprint, identity, options.fresh, attach) as journal:
         for name in journal.removed:
             print(f"removed {name} (--fresh)", file=sys.stderr)
         writer = OutputWriter(options.output, errors, journal)
         try:
-            return _uvloop_run(_run(options, config, prices, inputs, encoder(journal.run), journal, writer, errors))
+            job = _run(options, config, prices, inputs, encoder(journal.run), prompt, journal, writer, errors)
+            return _uvloop_run(job)
         finally:
             writer.close()
 
@@ -139,6 +146,7 @@ async def _run(
     prices: Any,
     inputs: Any,
     encoder: Encoder,
+    prompt: JobPrompt | None,
     journal: Journal,
     writer: OutputWriter,
     errors: str,
@@ -146,8 +154,12 @@ async def _run(
     from runtime.cluster import Cluster  # Ray takes seconds to import: not for a typing error or --dry-run
 
     already_done = len(journal.done)
+    taken_out = prompt.taken_out if prompt else 0
+    if options.redo is not None:
+        print(f"doing {taken_out:,} rows again whose lines were made by {options.redo}", file=sys.stderr)
     if already_done:
-        doubt = f"; {journal.in_doubt:,} more were under way and may have been called" if journal.in_doubt else ""
+        in_doubt = journal.in_doubt - taken_out
+        doubt = f"; {in_doubt:,} more were under way and may have been called" if in_doubt > 0 else ""
         print(f"resuming {options.output}: {already_done:,} rows are done{doubt}", file=sys.stderr)
     quiet = options.progress == "none"
     if not quiet:
@@ -175,6 +187,7 @@ async def _run(
             on_event=lambda text: events[0](text),
             last_rows=partial(cluster.last_rows, journal.run),
             facts=facts,
+            prompt=prompt,
         )
         progress = Progress(options.progress, config, inputs, run, already_done, options.limit)
         events.append(progress.event)
@@ -294,25 +307,3 @@ def _errors_name(output: str) -> str:
 def _schema_digest(schema: bytes) -> str:
     """Short name of a schema, for the journal's identity."""
     return hashlib.sha256(schema).hexdigest()[:16] if schema else ""
-
-
-def _prompt(spec: str | None, config: Config) -> tuple[Callable[[str, Mapping[str, Any]], Rendered] | None, str]:
-    """How rows with variables become bodies, and what tells this prompt from another."""
-    if spec is None:
-        return None, ""
-    name, at, number = spec.partition("@")
-    if at and not number.isdigit():
-        raise ConfigError(f"expected NAME or NAME@VERSION, found {spec[:80]!r}", key="--prompt")
-    registry = load_prompts(config.prompts.dir)
-    pinned = int(number) if at else None
-    try:
-        registry.choose(name, "", pinned)
-    except InputError as error:  # an unknown name or version is a usage error, not a row's
-        raise ConfigError(error.message, key="--prompt") from None
-
-    def rendered(custom_id: str, variables: Mapping[str, Any]) -> Rendered:
-        version = registry.choose(name, custom_id, pinned)
-        rank = rank_of(version.min_quality) if version.min_quality else 0
-        return Rendered(render(version, variables), version.ref, rank, version.schema)
-
-    return rendered, registry.digest(name, pinned)

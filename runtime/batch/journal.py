@@ -9,6 +9,7 @@ in `OUT.journal/`:
                  contradicted checkpoint means that both files are scanned from the start, nothing else.
     intent       the highest row handed out, written before its call. Rows up to it without a line are in doubt:
                  they may have been called, and paid, by a run that died.
+    prompt.json  with --prompt: the release that the job began with (runtime/prompts_job.py).
     lock         held (flock) for as long as the job runs, by the kernel's word and not by the file's presence.
 
 A kill leaves at most one torn line at the end of each file, since lines are written in order: it is cut off and its
@@ -22,7 +23,7 @@ import secrets
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -31,12 +32,13 @@ import orjson
 
 from actors.errors import ConfigError, RaycadeError
 
-__all__ = ["DoneRows", "Journal", "OutputError", "Snapshot", "id_prefix", "scan"]
+__all__ = ["DoneRows", "Journal", "OutputError", "Snapshot", "id_prefix", "replace_file", "scan", "sync_folder"]
 
 _FORMAT = 1
 _BLOCK = 4 << 20
 _TAIL = 4096  # bytes at the end of a checkpointed length whose checksum tells that the file is still the same
 _MAX_DIGITS = 10
+_FILES = ("meta.json", "checkpoint", "intent", "prompt.json", "replaced.jsonl")
 
 
 class OutputError(RaycadeError):
@@ -182,10 +184,19 @@ class Journal:
         self._intent = _Intent(self.folder / "intent")
 
     @classmethod
-    def open(cls, out: str, errors: str, fingerprint: str, config_digest: str, fresh: bool = False) -> Self:
+    def open(
+        cls,
+        out: str,
+        errors: str,
+        fingerprint: str,
+        config_digest: str,
+        fresh: bool = False,
+        attach: Callable[[Path], None] | None = None,
+    ) -> Self:
         """Start a job or take one up again. Raises ConfigError, one line, and leaves every whole line where it is.
 
-        `fresh` removes OUT, ERRORS and the journal first (`removed` says which there were).
+        `fresh` removes OUT, ERRORS and the journal first (`removed` says which there were). `attach` gets the journal's
+        folder, for what else is the job's own: the lock is held, and no line is counted yet.
         """
         _check_names(out, errors)
         folder = journal_folder(out)
@@ -202,6 +213,8 @@ class Journal:
             removed = _remove(out, errors, folder) if fresh else ()
             meta = _meta(out, errors, folder, fingerprint, config_digest)
             journal = cls(out, errors, lock, meta, removed)
+            if attach is not None:
+                attach(folder)
             journal._recover()
         except OSError as error:
             raise ConfigError(
@@ -238,7 +251,7 @@ class Journal:
             head["out_sum"] = _tail_sum(self.out, snapshot.out_bytes)
             head["errors_sum"] = _tail_sum(self.errors, snapshot.errors_bytes)
             text = orjson.dumps({"format": _FORMAT, **head}) + b"\n" + zlib.compress(snapshot.bits, 1)
-            _replace(self.folder / "checkpoint", text + hashlib.sha256(text).digest())
+            replace_file(self.folder / "checkpoint", text + hashlib.sha256(text).digest())
         except OSError as error:
             raise OutputError(str(self.folder), error.strerror or str(error)) from None
 
@@ -423,7 +436,7 @@ def _locked(path: Path, out: str) -> int:
 def _remove(out: str, errors: str, folder: Path) -> tuple[str, ...]:
     """meta.json first: a crash in between leaves an output without a journal, which is refused, not misread."""
     removed = []
-    for path in (*(str(folder / name) for name in ("meta.json", "checkpoint", "intent")), out, errors):
+    for path in (*(str(folder / name) for name in _FILES), out, errors):
         if os.path.lexists(path):
             os.remove(path)
             removed.append(path)
@@ -447,7 +460,7 @@ def _meta(out: str, errors: str, folder: Path, fingerprint: str, config_digest: 
             "out": os.path.basename(out),
             "errors": errors_name,
         }
-        _replace(path, orjson.dumps(meta, option=orjson.OPT_INDENT_2) + b"\n")
+        replace_file(path, orjson.dumps(meta, option=orjson.OPT_INDENT_2) + b"\n")
         return meta
     try:
         meta = orjson.loads(text)
@@ -466,7 +479,7 @@ def _meta(out: str, errors: str, folder: Path, fingerprint: str, config_digest: 
     return dict(meta)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """The whole file or the old one, whatever happens in between, and on disk when this returns."""
     draft = path.with_suffix(".tmp")
     try:

@@ -8,9 +8,9 @@ import orjson
 from actors.coalescer.key import digest
 from actors.errors import ConfigError, InputError
 from actors.messages import Request
+from actors.router.demands import demand_tokens, own_schema
 from actors.router.measure import LIMIT_FIELDS, measure
-from actors.router.structured import with_schema
-from actors.settings import QUALITIES, TierSettings
+from actors.settings import QUALITIES, StructuredSettings, TierSettings
 from runtime.batch.reader import Row, RowError
 
 __all__ = ["Encoder", "Rendered"]
@@ -26,6 +26,9 @@ class Rendered(NamedTuple):
     """`name@version`."""
     min_quality: int
     schema: bytes
+    retries: int | None = None
+    escalate: bool | None = None
+    """Of answers that do not satisfy the schema; None: as raycade.yaml says."""
 
 
 class Encoder:
@@ -40,6 +43,7 @@ class Encoder:
         job: str,
         share: bool,
         schema: bytes = b"",
+        structured: StructuredSettings = StructuredSettings(),  # noqa: B008 (frozen)
         render: Callable[[str, Mapping[str, Any]], Rendered] | None = None,
     ) -> None:
         self._tiers = tiers
@@ -54,6 +58,7 @@ class Encoder:
         self._job = job
         self._share = share
         self._schema = schema
+        self._structured = structured
         self._render = render
 
     def first_tier(self, request: Request) -> str:
@@ -69,9 +74,12 @@ class Encoder:
         """The request of a row. Raises RowError."""
         rendered = self._rendered(row)
         source, prompt, min_quality, schema = row.body, "", self._min_quality, self._schema
+        retries, escalate = self._structured.retries, self._structured.escalate
         if rendered is not None:
             source, prompt = rendered.body, rendered.ref
             min_quality, schema = max(min_quality, rendered.min_quality), schema or rendered.schema
+            retries = retries if rendered.retries is None else rendered.retries
+            escalate = escalate if rendered.escalate is None else rendered.escalate
         start = self._starts.get(source.get("model") or CASCADE)
         if start is None:
             names = ", ".join(self._starts)
@@ -80,19 +88,22 @@ class Encoder:
         for name in LIMIT_FIELDS.get(row.path, ()):
             if name in body and body[name] is None:
                 del body[name]  # it would stand behind the tier's own limit, and lift it
+        schema, own = self._demand(row, body, schema)
+        sent = body
+        if schema:
+            sent = {name: value for name, value in body.items() if name != "response_format"}
         try:
-            encoded = orjson.dumps(body)
-            if schema and row.path == "/chat/completions":
-                encoded = with_schema(encoded, schema, native=True)
+            encoded, response_format = orjson.dumps(sent), orjson.dumps(body["response_format"]) if own else b""
         except (TypeError, ValueError) as error:  # what JSON can say and orjson cannot: a lone surrogate, say
             raise _refuse(row, "invalid_body", "body", f"cannot be encoded: {error}") from None
-        measured = measure(row.path, body, encoded)
+        measured = measure(row.path, sent, encoded)
+        demanded_tokens = demand_tokens(schema, response_format) if schema else 0
         return Request(
             id=row.custom_id,
             path=row.path,
             body=encoded,
-            digest=self._digest(row.path, body, start, min_quality, prompt, schema),
-            prompt_bound_tokens=measured.prompt_bound_tokens,
+            digest=self._digest(row.path, body if own else sent, start, min_quality, prompt, schema),
+            prompt_bound_tokens=measured.prompt_bound_tokens + demanded_tokens,
             max_tokens=measured.max_tokens,
             choices=measured.choices,
             start_tier=start,
@@ -101,11 +112,32 @@ class Encoder:
             job=self._job,
             prompt=prompt,
             schema=schema,
+            response_format=response_format,
+            reply_retries=retries,
+            escalate=escalate,
             images=measured.images,
             small_images=measured.small_images,
             opaque=measured.opaque,
             predicted_tokens=measured.predicted_tokens,
         )
+
+    def _demand(self, row: Row, body: dict[str, Any], schema: bytes) -> tuple[bytes, bool]:
+        """The schema that the answer must satisfy, and whether it is from the row's own `response_format`."""
+        chat = row.path == "/chat/completions"
+        if schema:
+            if not chat:
+                raise _refuse(row, "invalid_body", "url", "a schema needs a row for /v1/chat/completions")
+            if not isinstance(body.get("messages"), list):
+                raise _refuse(row, "invalid_body", "body.messages", "expected a list of messages")
+            return schema, False
+        if not chat or "response_format" not in body or not isinstance(body.get("messages"), list):
+            return b"", False
+        try:
+            schema = own_schema(body["response_format"])
+        except ConfigError as error:
+            raise _refuse(row, "invalid_body", "body.response_format", error.message) from None
+        # Of several choices each would have to be right, and a row has room for one value: they are left to the caller.
+        return (b"", False) if body.get("n") not in (None, 1) else (schema, bool(schema))
 
     def _digest(
         self, path: str, body: dict[str, Any], start: int, min_quality: int, prompt: str, schema: bytes

@@ -31,6 +31,7 @@ from runtime.batch.rows import Encoder
 from runtime.batch.sharing import Sharing
 from runtime.batch.tally import Tally
 from runtime.batch.writer import OutputWriter
+from runtime.prompts_job import JobPrompt
 
 __all__ = ["BatchRun", "Ending", "Stop"]
 
@@ -72,6 +73,7 @@ class BatchRun:
         on_event: Callable[[str], None],
         last_rows: Callable[[], None] = lambda: None,
         facts: Facts | None = None,
+        prompt: JobPrompt | None = None,
     ) -> None:
         self.tally = Tally()
         self.in_flight = 0
@@ -91,6 +93,7 @@ class BatchRun:
         self._on_event = on_event
         self._last_rows = last_rows
         self._facts = facts
+        self._prompt = prompt
         self._ids = DigestTable()
         self._keys: dict[int, bytes] = {}
         self._bytes = 0
@@ -125,6 +128,9 @@ class BatchRun:
             checkpoints.cancel()
             await asyncio.gather(checkpoints, return_exceptions=True)
             self._flush()
+            if self._prompt is not None:
+                with contextlib.suppress(OSError):
+                    self._prompt.checkpoint()
             for lane in self._lanes:
                 await lane.close()
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -217,8 +223,7 @@ class BatchRun:
                 self._sharing.remember(request.digest, offsets[row.number])
                 return None
             offset = self._sharing.offset(request.digest)
-            if offset is not None:
-                self._share_from_file(row, request, offset)
+            if offset is not None and self._share_from_file(row, request, offset):
                 return None
             self._took(request)
             if self._sharing.follow(row, request):
@@ -314,8 +319,12 @@ class BatchRun:
             extra = {"tier": result.tier, "attempts": len(result.attempts), "cost_usd": result.cost.usd_micros / 1e6}
             if any(attempt.hedged for attempt in result.attempts):
                 extra["hedged"] = True
+            extra["latency_s"] = _latency_s(result)
             if not result.metered:
                 extra["usage"] = "unknown"
+            if result.refused_replies:  # the body's usage is of the last reply only
+                extra |= {"refused_replies": result.refused_replies, "tokens": result.cost.tokens}
+            self._observe(request, result, "")
         self._line(row, request, result, extra)
 
     def _line(self, row: Row, request: Request, result: Result, extra: dict[str, Any]) -> None:
@@ -333,6 +342,10 @@ class BatchRun:
         extra: dict[str, Any] = {"attempts": len(failure.attempts), "cost_usd": failure.cost.usd_micros / 1e6}
         if request.prompt:
             extra["prompt"] = request.prompt
+        if failure.refused_replies:
+            extra |= {"refused_replies": failure.refused_replies, "tokens": failure.cost.tokens}
+        if failure.attempts:
+            self._observe(request, failure, failure.kind)
         self._writer.add_error(
             row.number,
             row.custom_id,
@@ -346,6 +359,14 @@ class BatchRun:
             row.line,
         )
         self._ended(request)
+
+    def _observe(self, request: Request, done: Result | Failure, failed: str) -> None:
+        """A row of a prompt has ended; its trial may be stopped by that."""
+        if self._prompt is not None and request.prompt:
+            for stopped in self._prompt.observe(
+                request.prompt, done.refused_replies, failed, done.cost.usd_micros / 1e6
+            ):
+                self._on_event(stopped)
 
     def _end_followers(self, row: Row, request: Request, done: Result | Failure) -> None:
         """Equal rows have the same answer; a failure that was not the request's own makes the next one try."""
@@ -369,12 +390,15 @@ class BatchRun:
                 self._keys[follower.number] = their_request.digest
                 self._post(follower, their_request, 0)
 
-    def _share_from_file(self, row: Row, request: Request, offset: int) -> None:
+    def _share_from_file(self, row: Row, request: Request, offset: int) -> bool:
+        """False: the line is not what this row asks for, since an earlier run had another version of the prompt."""
         try:
+            if request.prompt and self._writer.read_prompt(offset) != request.prompt:
+                return False
             body = self._writer.read_line(offset)
         except OSError as error:
             self._stop("output", f"{self._journal.out}: {error.strerror or error}")
-            return
+            return True
         self.tally.shared(_total_tokens(body))
         self._count(row, request, NONE, "coalesced")
         extra: dict[str, Any] = {"coalesced": True, "cost_usd": 0}
@@ -384,6 +408,7 @@ class BatchRun:
             extra["parsed"] = orjson.loads(parsed.value)
         self._writer.add_result(row, body, 200, self._request_id(row), extra)
         self._schedule_flush()
+        return True
 
     def _put_off(self, row: Row, request: Request, failure: Failure) -> None:
         """A budget has nothing left for the row: wait for its window to turn, or stop the job with the row undone."""
@@ -447,8 +472,10 @@ class BatchRun:
         while True:
             await asyncio.sleep(CHECKPOINT_S)
             try:
+                if self._prompt is not None:
+                    self._prompt.checkpoint()
                 await asyncio.to_thread(self._writer.store, self._writer.snapshot())
-            except OutputError as error:
+            except (OutputError, OSError) as error:
                 self._stop("output", str(error))
                 return
 
@@ -482,6 +509,12 @@ async def _uncancelled(task: "asyncio.Future[None]") -> None:
     await asyncio.wait({task})
     if not task.cancelled():
         task.result()
+
+
+def _latency_s(result: Result) -> float:
+    """How long the endpoints took that answered, refused replies included; waits and failed attempts are not in it."""
+    attempts = result.attempts
+    return round(attempts[0].duration_s if len(attempts) == 1 else sum(one.duration_s for one in attempts), 4)
 
 
 def _total_tokens(body: bytes) -> int:

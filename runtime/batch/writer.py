@@ -90,27 +90,30 @@ class OutputWriter:
         file: str = "",
         line: int = 0,
     ) -> bool:
-        """Queue a failed row. With a `status` and a `body` the last response stands in the line, else null.
+        """Queue a failed row. With a `status` and a `body` the last response stands in the line, else null. `extra` becomes
+        the key `raycade` in the response's body or, where that is no object, of the line itself.
 
         `file` and `line` go in front of the message, for a message that does not name the row's place itself.
         False as in `add_result`.
         """
         if row_number in self._pending or row_number in self.journal.done:
             return False
-        response = b"null"
+        response, beside = b"null", extra
         if status is not None and body:
-            content = (
-                b"".join(_spliced(body, extra or {})) if _is_object(body) else _text(body.decode(errors="replace"))
-            )
+            if _is_object(body):
+                content, beside = b"".join(_spliced(body, extra or {})), None
+            else:
+                content = _text(body.decode(errors="replace"))
             response = b'{"status_code":%d,"request_id":%s,"body":%s}' % (status, _text(request_id), content)
         place = f"{file}:{line}: " if file and line else f"{file}: " if file else ""
-        text = b'%s%d","custom_id":%s,"response":%s,"error":{"code":%s,"message":%s}}\n' % (
+        text = b'%s%d","custom_id":%s,"response":%s,"error":{"code":%s,"message":%s}%s}\n' % (
             self._start,
             row_number,
             b"null" if custom_id is None else _text(custom_id),
             response,
             _text(code),
             _text(place + message),
+            b',"raycade":' + orjson.dumps(beside) if beside else b"",
         )
         self._pending.add(row_number)
         self._errors.add(row_number, text)
@@ -166,12 +169,20 @@ class OutputWriter:
 
         `offset` (and `length`, if it was kept) are those of `Written` or of `scan`.
         """
+        return _unspliced(self._line(offset, length))
+
+    def read_prompt(self, offset: int) -> str:
+        """The prompt version that made an earlier result; "" when it was none."""
+        ref: str = orjson.loads(self._line(offset))["response"]["body"].get("raycade", {}).get("prompt", "")
+        return ref
+
+    def _line(self, offset: int, length: int = 0) -> bytes:
         size = length or 8192
         line = os.pread(self._out.fd, size, offset)
         while not length and b"\n" not in line and len(line) == size:
             size *= 4
             line = os.pread(self._out.fd, size, offset)
-        return _unspliced(line.partition(b"\n")[0])
+        return line.partition(b"\n")[0]
 
     def close(self) -> None:
         """Flush, checkpoint and let go of the files. An errors file that we made and never needed is removed."""

@@ -99,7 +99,8 @@ async def test_the_limit_of_one_request_counts_what_earlier_asks_left_unknown(tm
     async with house(tmp_path, endpoints, budget={"tokens": {"per_request": 600}}) as made:
         done = await made.ask(schema=b'{"type":"object"}')
         assert isinstance(done, Failure)
-        assert (done.kind, done.resumable) == ("budget_exceeded", False)
+        assert (done.kind, done.resumable) == ("invalid_output", False)
+        assert "not asked again" in done.message
         assert len(endpoints["a"].bodies) == 2
         again = BOUND + len(orjson.dumps(endpoints["a"].bodies[1])) - len(orjson.dumps(endpoints["a"].bodies[0]))
         assert done.cost.tokens == BOUND + again
@@ -113,7 +114,8 @@ async def test_a_re_ask_that_the_limit_has_no_room_for_is_not_sent(tmp_path: Pat
     async with house(tmp_path, endpoints, budget={"tokens": {"per_request": 200}}) as made:
         done = await made.ask(schema=b'{"type":"object"}')
         assert isinstance(done, Failure)
-        assert (done.kind, done.cost.tokens, len(endpoints["a"].bodies)) == ("budget_exceeded", BOUND, 1)
+        assert (done.kind, done.cost.tokens, len(endpoints["a"].bodies)) == ("invalid_output", BOUND, 1)
+        assert "no JSON object or list; not asked again" in done.message
 
 
 @timed

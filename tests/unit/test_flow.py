@@ -18,6 +18,7 @@ from actors.messages import Failure, Request, Result
 from actors.router import attempts as attempts_module
 from actors.router import flow as flow_module
 from actors.router import purse as purse_module
+from actors.router.failures import FailureLog
 from actors.router.flow import Peers, Router
 from actors.settings import BudgetSettings, CoalesceSettings, Price, RouterSettings, TierSettings
 from actors.tier import actor as tier_module
@@ -79,6 +80,7 @@ class House:
                     "base_url": "http://x",
                     "quality": qualities.get(name, "basic"),
                     **config.get("tier", {}).get(name, {}),
+                    "structured": config.get("structured", {}).get(name),
                 }
             )
             for name in endpoints
@@ -99,6 +101,7 @@ class House:
             budget=budget,
             coalesce=coalesce,
             peers=self.peers,
+            failures=FailureLog(str(state_dir)),
         )
         self.router = self.another_router("router")
 
@@ -275,7 +278,7 @@ async def test_a_wrong_answer_is_asked_for_again_with_what_was_wrong(tmp_path: P
         assert orjson.loads(done.parsed) == {"queue": "billing"}
         assert done.cost.tokens == 30
         again = endpoint.bodies[1]["messages"]
-        assert again[1] == {"role": "assistant", "content": replies[0]}
+        assert again[2] == {"role": "assistant", "content": replies[0]}
     assert await made.spent() == (30, 0)
 
 

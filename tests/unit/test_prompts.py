@@ -5,15 +5,17 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from actors.errors import ConfigError, InputError
 from runtime.prompts import Registry, load_prompts, render
-from runtime.schemas import load_schema
+from runtime.schemas import load_schema, schema_of
 
 V1 = "version: 1\nuser_template: 'Say {word}.'\n"
 THREE = {"p__v1": V1, "p__v2": V1.replace("1", "2"), "p__v3": V1.replace("1", "3")}
@@ -103,7 +105,7 @@ class TestChoice:
         """A draft can be tried by its number; without one the error says what to write."""
         registry = prompts(**THREE)
         assert registry.choose("p", "x", 3).ref == "p@3"
-        with pytest.raises(InputError, match=r"stable: 3.*p@3") as caught:
+        with pytest.raises(InputError, match=r"release p --stable 3.*p@3") as caught:
             registry.choose("p", "x")
         assert caught.value.code == "no_release"
 
@@ -124,14 +126,20 @@ class TestChoice:
             prompts(p__v1=V1, p__release="stable: 1").choose(name, "x")
         assert caught.value.code == "unknown_prompt"
 
-    def test_the_digest_changes_with_what_decides_the_bodies(self, prompts) -> None:
-        """A job goes on under the release it began with; descriptions and comments may change."""
-        before = prompts(**THREE, p__release="stable: 1\ntrial: {2: 0.1}").digest("p")
-        assert prompts(p__v1=V1 + "description: better words\n# a comment\n").digest("p") == before
-        assert prompts(p__v3=V1.replace("1", "3").replace("Say", "Tell")).digest("p") == before  # not live
-        assert prompts(p__v2=V1.replace("1", "2").replace("Say", "Tell")).digest("p") != before
-        assert prompts(**THREE, p__release="stable: 1\ntrial: {2: 0.2}").digest("p") != before
-        assert prompts().digest("p", 1) == prompts().choose("p", "", 1).digest
+    def test_the_digest_changes_with_what_shapes_an_answer(self, prompts) -> None:
+        """Descriptions, tags, marks and comments may change after a release; texts, schema and request may not."""
+        before = prompts(p__v1=V1).version("p", 1).digest
+        said = "description: better words\ntags: [a]\nvariables: [word]\ndeprecated: true\n# a comment\n"
+        assert prompts(p__v1=V1 + said).version("p", 1).digest == before
+        for other in (
+            "temperature: 0\n",
+            "system: x\n",
+            "schema: {}\n",
+            "defaults: {seed: 1}\n",
+            "messages: [{role: user, content: x}]\n",
+            "structured: {escalate: false}\n",
+        ):
+            assert prompts(p__v1=V1 + other).version("p", 1).digest != before
 
 
 class TestRender:
@@ -153,6 +161,17 @@ class TestRender:
         assert render(prompts(q__v1=V1).choose("q", "", 1), {"word": "x"}) == {
             "messages": [{"role": "user", "content": "Say x."}]
         }
+
+    def test_examples_stand_between_system_and_the_users_text(self, prompts) -> None:
+        """Few-shot messages are taken as they are: braces in them are text."""
+        text = V1 + "system: s\nmessages: [{role: user, content: 'Say {x}'}, {role: assistant, content: '{}'}]\n"
+        messages = render(prompts(p__v1=text).version("p", 1), {"word": "hello"})["messages"]
+        assert [(m["role"], m["content"]) for m in messages] == [
+            ("system", "s"),
+            ("user", "Say {x}"),
+            ("assistant", "{}"),
+            ("user", "Say hello."),
+        ]
 
     @given(st.text())
     def test_values_are_data(self, value: str) -> None:
@@ -235,11 +254,19 @@ class TestRefused:
             ("user_template: x\n", "p/v1.yaml:1: version: this key is missing"),
             ("version: 2\nuser_template: x\n", "p/v1.yaml:1: version: says 2, but the file is v1.yaml of prompt p"),
             ("version: 1\nuser_templat: x\n", "p/v1.yaml:2: user_templat: unknown key; did you mean user_template?"),
+            (
+                V1 + "variables: [text]\n",
+                "p/v1.yaml:2: user_template: {word} is supplied by nobody: it does not stand in `variables`",
+            ),
+            (V1 + "messages: [{role: system, content: x}]\n", "p/v1.yaml:3: messages[0].role: expected 'user' or"),
             (V1 + "schemas: {}\n", "p/v1.yaml:3: schemas: unknown key; did you mean schema?"),
             (V1 + "schema: {type: strin}\n", "p/v1.yaml:3: schema: not a JSON Schema: $.type: "),
             (V1 + "schema: {$ref: 'http://x/y'}\n", "p/v1.yaml:3: schema: not a JSON Schema: $: Resource 'http://x/y'"),
             (V1 + "temperature: warm\n", "p/v1.yaml:3: temperature: expected a number >= 0, found 'warm'"),
-            (V1 + "defaults: {messages: []}\n", "p/v1.yaml:3: defaults.messages: is made of system and user_template"),
+            (
+                V1 + "defaults: {messages: []}\n",
+                "p/v1.yaml:3: defaults.messages: is made of system, messages and user_template",
+            ),
             (V1 + "defaults: {model: x}\n", "p/v1.yaml:3: defaults.model: has a key of its own: model"),
             (
                 V1 + "min_quality: best\n",
@@ -270,7 +297,10 @@ class TestRefused:
             ("stable: 1\ntrial: {two: 0.5}\n", "p/release.yaml:2: trial.two: this name is not allowed here"),
             ("trial: {}\n", "p/release.yaml:1: stable: this key is missing"),
             ("stable: 1\nhistory: [{at: today}]\n", "p/release.yaml:2: history[0].reason: this key is missing"),
-            ("stable: 1\nlive: 2\n", "p/release.yaml:2: live: unknown key; known here: stable, trial, history"),
+            (
+                "stable: 1\nlive: 2\n",
+                "p/release.yaml:2: live: unknown key; known here: stable, trial, released, history",
+            ),
         ],
     )
     def test_a_release_with_a_mistake(self, refused, text: str, expected: str) -> None:
@@ -372,3 +402,17 @@ class TestLoadSchema:
             load_schema(spec)
         assert str(caught.value).startswith(expected)
         assert "\n" not in str(caught.value)
+
+    def test_a_class_at_hand(self) -> None:
+        """For a program that has the class itself; what JSON cannot say is one line."""
+
+        class Good(BaseModel):
+            reasoning: str
+            verdict: bool
+
+        class Odd(BaseModel):
+            hook: Callable[[], int]
+
+        assert list(json.loads(schema_of(Good))["properties"]) == ["reasoning", "verdict"]
+        with pytest.raises(ConfigError, match="Odd has no JSON Schema: PydanticInvalidForJsonSchema"):
+            schema_of(Odd)

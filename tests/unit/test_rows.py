@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import orjson
 import pytest
 
-from actors.settings import TierSettings
+from actors.settings import StructuredSettings, TierSettings
 from runtime.batch.reader import Row, RowError
-from runtime.batch.rows import Encoder
+from runtime.batch.rows import Encoder, Rendered
 from runtime.batch.sharing import Sharing
 
 TIERS = [
@@ -95,3 +96,70 @@ def test_equal_rows_wait_for_the_first_and_later_ones_find_its_line() -> None:
     sharing.remember(requests[0].digest, 4711)
     assert sharing.offset(requests[1].digest) == 4711
     assert sharing.offset(b"") is None
+
+
+SCHEMA = b'{"type":"object"}'
+OWN = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+
+
+def test_a_schema_is_demanded_by_the_tier_and_not_by_the_body() -> None:
+    """The body has no demand in it, the bound has room for one, and a format that the row had gives way."""
+    plain = encoder().encode(row())
+    request = encoder(schema=SCHEMA).encode(row(response_format=OWN))
+    assert (request.schema, request.response_format, request.body) == (SCHEMA, b"", plain.body)
+    assert request.prompt_bound_tokens > plain.prompt_bound_tokens + len(SCHEMA)
+    assert request.digest != plain.digest
+
+
+def test_a_rows_own_response_format_is_validated_too() -> None:
+    """It travels beside the body, as it came, for the tiers that take it."""
+    request = encoder().encode(row(response_format=OWN))
+    assert request.schema == SCHEMA
+    assert orjson.loads(request.response_format) == OWN
+    assert b"response_format" not in request.body
+    for other in ({"type": "json_object"}, {"type": "text"}):
+        request = encoder().encode(row(response_format=other))
+        assert request.schema == b""
+        assert orjson.loads(request.body)["response_format"] == other
+    several = encoder().encode(row(response_format=OWN, n=2))
+    assert several.schema == b""
+    assert b"response_format" in several.body
+
+
+def test_a_schema_that_cannot_be_checked_is_the_rows_error() -> None:
+    """A wrong schema, and a row that is no chat, are refused before anything is paid for."""
+    wrong = {"type": "json_schema", "json_schema": {"schema": {"type": "strin"}}}
+    with pytest.raises(RowError, match=r"body\.response_format: not a JSON Schema: \$\.type"):
+        encoder().encode(row(response_format=wrong))
+    embedding = Row(0, "in.jsonl", 1, "r", "/embeddings", {"input": "x"}, None)
+    with pytest.raises(RowError, match="a schema needs a row for /v1/chat/completions"):
+        encoder(schema=SCHEMA).encode(embedding)
+    assert encoder().encode(embedding).schema == b""
+
+
+def test_what_follows_a_wrong_answer_is_the_prompts_or_the_configurations() -> None:
+    """A version's own word counts before raycade.yaml's."""
+    settings = StructuredSettings(retries=5, escalate=True)
+    request = encoder(schema=SCHEMA, structured=settings).encode(row())
+    assert (request.reply_retries, request.escalate) == (5, True)
+    rendered = Rendered({"messages": MESSAGES}, "p@1", 0, SCHEMA, 0, None)
+    asked = encoder(structured=settings, render=lambda unit, variables: rendered)
+    request = asked.encode(Row(0, "in.jsonl", 1, "r", "/chat/completions", {}, {}))
+    assert (request.reply_retries, request.escalate, request.schema, request.prompt) == (0, True, SCHEMA, "p@1")
+
+
+@pytest.mark.parametrize(
+    ("url", "said", "native"),
+    [
+        ("https://api.openai.com/v1", None, True),
+        ("https://mine.openai.azure.com/openai/v1", None, True),
+        ("https://api.openai.com.evil.example/v1", None, False),
+        ("http://10.0.0.5:8000/v1", None, False),
+        ("http://10.0.0.5:8000/v1", "native", True),
+        ("https://api.openai.com/v1", "instruction", False),
+    ],
+)
+def test_which_tiers_take_a_schema_natively(url: str, said: str | None, native: bool) -> None:
+    """Those known for it, unless the configuration says otherwise."""
+    tier = TierSettings.model_validate({"name": "t", "model": "m", "base_url": url, "structured": said})
+    assert tier.native_schema is native

@@ -100,6 +100,25 @@ def test_the_last_response_stands_in_the_error_line(job: Job, body: bytes, expec
     assert line["response"] == {"status_code": 502, "request_id": "req_9", "body": expected}
 
 
+@pytest.mark.parametrize(("status", "body"), [(None, None), (502, b"<html>")])
+def test_what_a_failed_row_cost_is_told_without_a_response_too(
+    job: Job, status: int | None, body: bytes | None
+) -> None:
+    """Where no body can take the key `raycade`, the line has it."""
+    job.writer.add_error(0, "r0", "timeout", "late", status, body, EXTRA)
+    job.writer.flush()
+    [line] = job.lines(errors=True)
+    assert line["raycade"] == EXTRA
+
+
+def test_the_prompt_of_an_earlier_line_can_be_asked_for(job: Job) -> None:
+    """So that a row shares a line only with its own version; a line that was made by none has none."""
+    long = b'{"x":"%s"}' % (b"y" * 20_000)
+    job.writer.add_result(row(0), long, 200, "req", {"prompt": "p@2", "parsed": {"prompt": "p@1"}})
+    job.writer.add_result(row(1), b"{}", 200, "req", {})
+    assert [job.writer.read_prompt(written.offset) for written in job.writer.flush()] == ["p@2", ""]
+
+
 @pytest.mark.parametrize(
     "body",
     [
