@@ -10,15 +10,15 @@ import struct
 from bisect import bisect_right
 from itertools import accumulate
 from statistics import NormalDist
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from runtime.mock.scenario import Conduct, ErrorShare, TierScenario
+from runtime.mock.scenario import Conduct, ErrorShare, Mishap, TierScenario
 
 __all__ = ["Behaviour", "Outcome", "Script"]
 
-Outcome = Literal["answer", "error", "hang", "reset", "reset_mid_body", "malformed", "truncated", "html"]
+Outcome = Literal["answer", "error"] | Mishap
 
-_MISHAPS: tuple[Outcome, ...] = ("hang", "reset", "reset_mid_body", "malformed", "truncated", "html")
+_MISHAPS: tuple[Mishap, ...] = get_args(Mishap)
 _NORMAL = NormalDist()
 _DRAWS = struct.Struct("<3Q")
 

@@ -18,7 +18,7 @@ A scenario is data: frozen, checked once, without clock or chance. `behaviour.Sc
 
 import math
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
@@ -28,6 +28,7 @@ __all__ = [
     "Dress",
     "ErrorShare",
     "Latency",
+    "Mishap",
     "Phase",
     "RateLimit",
     "Scenario",
@@ -37,6 +38,21 @@ __all__ = [
 DEFAULT_TIER = "default"
 ANY_TIER = "*"
 
+Mishap = Literal[
+    "hang",
+    "reset",
+    "reset_mid_body",
+    "malformed",
+    "truncated",
+    "html",
+    "stall",
+    "trickle",
+    "huge",
+    "redirect",
+    "mislabeled",
+    "swapped",
+]
+"""What may go wrong with a share of the requests: each is a fraction in Conduct."""
 Dress = Literal["plain", "fenced", "prefixed", "truncated", "mistyped"]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -115,7 +131,7 @@ def _latency(value: Any) -> Any:
 
 
 class Conduct(Part):
-    """How a tier answers. The fractions (hang to html, and errors) exclude each other and sum to at most 1."""
+    """How a tier answers. The fractions (hang to swapped, and errors) exclude each other and sum to at most 1."""
 
     latency: Annotated[Latency, BeforeValidator(_latency)] = Latency()
     tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 16
@@ -137,6 +153,18 @@ class Conduct(Part):
     """200 with whole JSON but finish_reason null; a stream ends without finish_reason and [DONE]."""
     html: Fraction = 0.0
     """200 with a text/html page, as a proxy in between would send."""
+    stall: Fraction = 0.0
+    """Half of the response, then nothing; the connection stays open until the client leaves."""
+    trickle: Fraction = 0.0
+    """The body a byte at a time, ten a second: no pause is long enough for a timeout between two reads."""
+    huge: Fraction = 0.0
+    """A whole answer behind 100 MB of white space, of which a client that bounds its memory reads a part."""
+    redirect: Fraction = 0.0
+    """307 to the same path under /redirected. A tier of that name in the scenario sees who follows."""
+    mislabeled: Fraction = 0.0
+    """A whole answer under `Content-Type: text/plain`."""
+    swapped: Fraction = 0.0
+    """A whole answer to the request before this one, with its id and echo: nothing in it tells a client."""
     rate_limit: RateLimit | None = None
     capacity: Annotated[int, Field(ge=1)] | None = None
     """So many requests are worked on at a time; the others queue."""
@@ -159,8 +187,8 @@ class Conduct(Part):
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
-        shares = (self.hang, self.reset, self.reset_mid_body, self.malformed, self.truncated, self.html)
-        if sum(shares) + sum(error.fraction for error in self.errors) > 1 + 1e-9:
+        shares = sum(getattr(self, mishap) for mishap in get_args(Mishap))
+        if shares + sum(error.fraction for error in self.errors) > 1 + 1e-9:
             raise ValueError("the fractions of hang, reset, malformed, ... and errors sum to more than 1")
         return self
 

@@ -16,7 +16,7 @@ from actors.settings import TierSettings
 from actors.tier import actor as tier_module
 from actors.tier.actor import AUTH_PAUSE_S, COOLING_S, TierActor
 from actors.tier.transport import Reply, TransportError
-from tests.faults import ANSWER
+from tests.faults.servers import ANSWER
 from tests.simulated import LocalPeer, simulated
 
 OK = Reply(200, {}, ANSWER)
