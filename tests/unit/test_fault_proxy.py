@@ -131,8 +131,8 @@ async def test_refusing_resetting_and_accepting_again() -> None:
 async def test_a_server_that_is_not_there_is_a_reset() -> None:
     """What stands behind the proxy is gone: the client is reset, as by a balancer without members."""
     async with FaultProxy("127.0.0.1", 1) as proxy:
+        reader, _ = await asked(proxy)
         with pytest.raises(ConnectionResetError):
-            reader, _ = await asked(proxy)
             await reader.read(1)
 
 
