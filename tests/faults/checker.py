@@ -47,7 +47,7 @@ def _rows(scene: Scene) -> list[str]:
     questions = {name: row["body"]["messages"][-1]["content"] for name, row in asked.items()}
     wrong = [f"{len(twice)} rows stand twice: {twice[:3]}" for twice in [[i for i in ids if i and ids[i] > 1]] if twice]
     missing = [row for row in questions if row not in ids]
-    if missing:
+    if missing and not fault.cut_short:
         wrong.append(f"{len(missing)} rows are lost: {missing[:3]}")
     if len(lines) + len(failed) > fault.rows + len(fault.lines):
         wrong.append(f"{len(lines) + len(failed)} lines for {fault.rows + len(fault.lines)} rows")
@@ -78,7 +78,8 @@ def _money(scene: Scene) -> list[str]:
         wrong.append(f"{books.spent} tokens spent of {LIMIT_TOKENS}")
     if books.reserved:
         wrong.append(f"{books.reserved} tokens still reserved")
-    if not books.spent - books.unknown <= metered <= books.spent:
+    # An answer that is another's tells another's usage.
+    if not scene.fault.strays and not books.spent - books.unknown <= metered <= books.spent:
         wrong.append(f"{books.spent} booked, {books.unknown} of it unknown, and {metered} metered")
     if scene.fault.known and books.unknown:
         wrong.append(f"{books.unknown} tokens are booked as unknown, and every outcome was known")

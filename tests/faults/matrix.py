@@ -271,7 +271,7 @@ INPUT = (
         failed=("invalid_json", "missing_custom_id"),
         slow=True,
     ),
-    Fault("torn-gzip", "input", around=make.torn_gzip, exit=1, slow=True),
+    Fault("torn-gzip", "input", around=make.torn_gzip, exit=1, cut_short=True, slow=True),
     Fault("empty-input", "input", around=make.lies_at("in.jsonl", b""), exit=2, says=("the input is empty",)),
     Fault(
         "broken-config",

@@ -69,6 +69,8 @@ class Fault:
     """No outcome is unknown: the ledger has exactly what the endpoint metered."""
     strays: bool = False
     """Answers may be other rows' answers, since nobody could tell."""
+    cut_short: bool = False
+    """The input ends early, so that rows may be missing."""
     says: tuple[str, ...] = ()
     """What the job tells its user."""
     driver_mb: int = 400
