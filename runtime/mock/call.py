@@ -143,7 +143,8 @@ class Call:
             self._stream = Stream(pieces, _TRICKLE_PER_S, exchange.write, end)
             self._stream.start()
         else:
-            exchange.start_body(_HUGE_BLOCKS * len(_BLANK) + len(made.body), self._headers)
+            length = _HUGE_BLOCKS * len(_BLANK) + len(made.body)
+            exchange.start_body(length if self._behaviour.number % 2 == 0 else None, self._headers)
             self._stream = Flood(_BLANK, _HUGE_BLOCKS, lambda: exchange.has_room, exchange.write, end)
             exchange.on_room = self._stream.go_on
             self._stream.go_on()

@@ -10,6 +10,7 @@ _JSON = b"application/json"
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _OK_JSON = _STATUS_LINES[200] + b"Content-Type: application/json\r\nContent-Length: %d\r\n%b\r\n%b"
 _ANY = b"%bContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n%b"
+_OPEN = _STATUS_LINES[200] + b"Content-Type: application/json\r\n%b\r\n"
 _STREAM = b"%bContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n%b%b\r\n"
 
 
@@ -58,12 +59,17 @@ class Exchange:
             headers += b"Connection: close\r\n"
         self._send(_STREAM % (_line(200), b"Transfer-Encoding: chunked\r\n" if self._chunked else b"", headers))
 
-    def start_body(self, length: int, headers: bytes = b"") -> None:
-        """An answer whose body follows in pieces, with `write` and `end`."""
-        self._chunked = False
+    def start_body(self, length: int | None, headers: bytes = b"") -> None:
+        """An answer whose body follows in pieces, with `write` and `end`. Without a length it is chunked."""
+        self._chunked = self._chunked and length is None
+        self._keep = self._keep and (self._chunked or length is not None)
         if not self._keep:
             headers += b"Connection: close\r\n"
-        self._send(_ANY % (_line(200), _JSON, length, headers, b""))
+        if length is not None:
+            headers += b"Content-Length: %d\r\n" % length
+        elif self._chunked:
+            headers += b"Transfer-Encoding: chunked\r\n"
+        self._send(_OPEN % headers)
 
     @property
     def has_room(self) -> bool:

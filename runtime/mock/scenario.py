@@ -158,7 +158,7 @@ class Conduct(Part):
     trickle: Fraction = 0.0
     """The body a byte at a time, ten a second: no pause is long enough for a timeout between two reads."""
     huge: Fraction = 0.0
-    """A whole answer behind 100 MB of white space, of which a client that bounds its memory reads a part."""
+    """A whole answer behind 100 MB of white space; every other one does not say so beforehand."""
     redirect: Fraction = 0.0
     """307 to the same path under /redirected. A tier of that name in the scenario sees who follows."""
     mislabeled: Fraction = 0.0

@@ -304,15 +304,15 @@ def test_a_huge_answer_is_whole_and_not_held_in_the_mock(mock: MockProcess) -> N
     socks = [connect(mock) for _ in range(8)]
     for sock in socks:
         sock.sendall(request("/huge/v1/chat/completions", "q"))
-    whole = b""
-    for sock in socks[:2]:
-        size = 0
-        while size < 100_000_000 or not whole.endswith(b"}}}"):
+    for sock, announced in zip(socks[:2], (True, False), strict=True):
+        size, begin, end = 0, b"", b""
+        while size < 100_000_000 or not end.endswith((b"}}}", b"0\r\n\r\n")):
             piece = sock.recv(1 << 20)
-            whole = (whole + piece)[-2000:]
+            begin, end = begin or piece, (end + piece)[-2000:]
             size += len(piece)
-        assert whole.strip().startswith(b'{"id":"chatcmpl-')
-        assert json.loads(whole)["choices"][0]["finish_reason"] == "stop"
+        assert (b"Content-Length: 100000" in begin, b"chunked" in begin) == (announced, not announced)
+        answer, _ = json.JSONDecoder().raw_decode(end.decode(), end.index(b"{"))
+        assert answer["choices"][0]["finish_reason"] == "stop"
     assert resident_mb() - before < 40
     for sock in socks:
         sock.close()

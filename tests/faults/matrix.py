@@ -67,7 +67,8 @@ ENDPOINT = (
     Fault("huge", "endpoint", mock={"huge": 1}, calls=OPEN, tier={"timeout_s": 20}),
     Fault("redirect", "endpoint", mock={"redirect": 1}, calls=OPEN, known=True),
     Fault("answers-swapped", "endpoint", mock={"swapped": 1}, strays=True, slow=True),
-    Fault("answers-twice", "endpoint", around=make.two_answers, second=None),
+    Fault("answers-twice", "endpoint", around=make.two_answers(0), second=None, slow=True),
+    Fault("answers-twice-later", "endpoint", around=make.two_answers(0.003), second=None, strays=True, slow=True),
     Fault(
         "tells-the-key",
         "endpoint",
