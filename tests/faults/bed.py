@@ -126,6 +126,8 @@ class Bed:
         self._ray: PrivateRay | None = None
         self.searched: dict[Path, int] = {}
         """How far Ray's files have been searched for secrets."""
+        self.read: set[Path] = set()
+        """Logs of actors that have been looked through."""
 
     @property
     def ray(self) -> PrivateRay:

@@ -1,14 +1,20 @@
 """What holds after every row of the matrix, whatever the fault was."""
 
+import asyncio
 from collections import Counter
 from typing import Any
 
+from actors.budget.actor import BudgetActor
+from actors.budget.rows import LimitStatus
+from runtime.config import load_config
 from runtime.mock.content import echo
-from tests.e2e.jobs import booked, chat
+from tests.e2e.jobs import chat
 from tests.faults.leaks import leaks
 from tests.faults.scene import LIMIT_TOKENS, Scene
 
 __all__ = ["check"]
+
+TRACEBACK = b"Traceback (most recent"
 
 
 def check(scene: Scene) -> list[str]:
@@ -27,7 +33,7 @@ def check(scene: Scene) -> list[str]:
 def _exit(scene: Scene) -> list[str]:
     fault = scene.fault
     wanted = fault.exit if isinstance(fault.exit, tuple) else (fault.exit,)
-    wrong = []
+    wrong = ["the job did not end"] if scene.late else []
     if scene.codes[0] not in wanted:
         wrong.append(f"exit code {scene.codes[0]}, expected {' or '.join(map(str, wanted))}")
     if fault.again and scene.codes[-1] != (3 if fault.failed else 0):
@@ -71,19 +77,34 @@ def _money(scene: Scene) -> list[str]:
     """Never more than the limit; nothing served unbooked; nothing booked as known that was not served; nothing left reserved."""
     if set(scene.codes) == {2}:
         return []
-    books = booked(scene.job)
+    at_the_end, books = asyncio.run(_books(scene))
     metered = scene.bed.mock.stats()["total"]["total_tokens"]
     wrong = []
     if books.spent > LIMIT_TOKENS:
         wrong.append(f"{books.spent} tokens spent of {LIMIT_TOKENS}")
     if books.reserved:
-        wrong.append(f"{books.reserved} tokens still reserved")
+        wrong.append(f"{books.reserved} tokens are reserved for ever")
+    if at_the_end.reserved and scene.fault.of in ("endpoint", "network", "input"):
+        wrong.append(f"{at_the_end.reserved} tokens were still reserved at the end of a job that nobody killed")
     # An answer that is another's tells another's usage.
     if not scene.fault.strays and not books.spent - books.unknown <= metered <= books.spent:
         wrong.append(f"{books.spent} booked, {books.unknown} of it unknown, and {metered} metered")
     if scene.fault.known and books.unknown:
         wrong.append(f"{books.unknown} tokens are booked as unknown, and every outcome was known")
     return wrong
+
+
+async def _books(scene: Scene) -> tuple[LimitStatus, LimitStatus]:
+    """What the ledger says of all of the day: now, and when the leases of those who died have run out."""
+    config = load_config(str(scene.job.config), {}, check_keys=False)
+    actor = BudgetActor(config.budget, str(scene.job.state), lease_s=0.05)
+    found = []
+    for wait_s in (0.0, 0.2):
+        await asyncio.sleep(wait_s)
+        limits = (await actor.show()).limits
+        found.append(next(s for s in limits if (s.scope, s.window, s.unit) == ("all", "day", "tokens")))
+    await actor.close()
+    return found[0], found[1]
 
 
 def _breaker(scene: Scene) -> list[str]:
@@ -120,4 +141,12 @@ def _words(scene: Scene) -> list[str]:
     for path in (scene.job.out, scene.job.errors):
         if path.exists():
             texts[path.name] = path.read_bytes()
-    return wrong + [f"a traceback in {name}" for name, text in texts.items() if b"Traceback (most recent" in text]
+    for path in scene.ray_folder.rglob("worker-*"):  # what actors print; the files of earlier rows' actors stay
+        if path.is_file() and path not in scene.bed.read:
+            scene.bed.read.add(path)
+            texts[str(path)] = path.read_bytes()
+    return wrong + [
+        f"a traceback in {name}: {text[text.index(TRACEBACK) :][-600:].decode(errors='replace')}"
+        for name, text in texts.items()
+        if TRACEBACK in text
+    ]

@@ -144,11 +144,12 @@ def two_answers(later_s: float) -> Around:
 
 
 def killed(kind: str, rows: int = 100) -> Act:
-    """SIGKILL for the first process of that kind, or for the driver."""
+    """SIGKILL for the first process of that kind, for the driver, or for all workers at once."""
 
     def act(scene: Scene) -> None:
         scene.until_written(rows)
-        os.kill(_one(scene, kind), signal.SIGKILL)
+        for pid in _chosen(scene, kind):
+            os.kill(pid, signal.SIGKILL)
 
     return act
 
@@ -158,28 +159,32 @@ def stopped(kind: str, seconds: float = 4.0, rows: int = 100) -> Act:
 
     def act(scene: Scene) -> None:
         scene.until_written(rows)
-        pid = _one(scene, kind)
-        os.kill(pid, signal.SIGSTOP)
+        chosen = _chosen(scene, kind)
+        for pid in chosen:
+            os.kill(pid, signal.SIGSTOP)
         try:
             time.sleep(seconds)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+            for pid in chosen:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     return act
 
 
-def _one(scene: Scene, kind: str) -> int:
+def _chosen(scene: Scene, kind: str) -> list[int]:
     assert scene.process is not None
     if kind == "driver":
-        return scene.process.pid
+        return [scene.process.pid]
+    if kind == "workers":
+        return scene.actors()
     if kind == "raylet of actors":  # not the one that the driver depends on
         raylets = sorted(scene.pids("raylet"))
         parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in scene.actors()}
         chosen = [pid for pid in raylets[1:] if pid in parents]
         assert chosen, "no actor is on the second node"
-        return chosen[0]
-    return scene.pids(kind)[0]
+        return chosen[:1]
+    return scene.pids(kind)[:1]
 
 
 def outage_of(seconds: float) -> Act:

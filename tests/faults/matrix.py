@@ -156,7 +156,7 @@ PROCESS = (
             ("tier", "TierActor"),
             ("budget", "BudgetActor"),
             ("coalescer", "CoalescerActor"),
-            ("worker", "IDLE"),
+            ("workers", "workers"),
         )
     ),
     *(
@@ -166,7 +166,7 @@ PROCESS = (
             ("tier", "TierActor"),
             ("budget", "BudgetActor"),
             ("coalescer", "CoalescerActor"),
-            ("worker", "IDLE"),
+            ("workers", "workers"),
             ("driver", "driver"),
             ("raylet", "raylet"),
             ("gcs", "gcs_server"),
@@ -222,7 +222,7 @@ MACHINE = (
     Fault(
         "disk-full-for-the-ledger",
         "machine",
-        around=partial(make.disk_of, size="48k", holds="state"),
+        around=partial(make.disk_of, size="200k", holds="state"),
         rows=1000,
         exit=(1, 3, 4),
         again=True,
@@ -247,7 +247,9 @@ MACHINE = (
     Fault(
         "no-memory-for-the-tier",
         "machine",
-        mock={"huge": 0.2, "latency": 0.1},
+        mock={"huge": 0.1, "latency": 0.1},
+        second=None,
+        config={"router": {"max_attempts": 30}},
         act=make.half_memory("TierActor", 32),
         slow=True,
     ),

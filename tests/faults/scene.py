@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +22,7 @@ __all__ = ["Fault", "Scene", "played"]
 
 LIMIT_TOKENS = 5_000_000
 SAMPLE_S = 0.25
-JOB_S = 90.0
+JOB_S = 120.0
 KINDS = ("RouterActor", "TierActor", "BudgetActor", "CoalescerActor")
 
 
@@ -113,6 +113,8 @@ class Scene:
         self.ray: PrivateRay | None = None
         self.said = ""
         self.codes: list[int] = []
+        self.late = False
+        """A run did not come to its end."""
         self.rss_mb: dict[str, int] = defaultdict(int)
         self.samples: list[Sample] = []
         self.fault_ended = 0.0
@@ -121,7 +123,7 @@ class Scene:
         self.proxy: FaultProxy
         self.server: FaultServer | None = None
         self.at_end = contextlib.ExitStack()
-        """What is undone when the job has ended for good."""
+        """What is undone when the job has ended and was looked at."""
 
     # -- for faults
 
@@ -178,7 +180,6 @@ class Scene:
                 self._settled()
                 self._run(None)
         finally:
-            self.at_end.close()
             self._settled()
             if self.ray is not None and self.ray is not self.bed._ray:
                 self.ray.close()
@@ -212,6 +213,8 @@ class Scene:
             if act is not None:
                 act(self)
             process.wait(JOB_S)
+        except subprocess.TimeoutExpired:
+            self.late = True
         finally:
             stop.set()
             watching.join()
@@ -251,11 +254,13 @@ class Scene:
                 os.kill(pid, signal.SIGKILL)
 
 
-def played(fault: Fault, bed: Bed) -> Scene:
-    """The job of a fault, run to its end."""
+@contextlib.contextmanager
+def played(fault: Fault, bed: Bed) -> Iterator[Scene]:
+    """The job of a fault, run to its end; what it left is there until the block ends."""
     scene = Scene(fault, bed, bed.folder / fault.name)
-    scene.play()
-    return scene
+    with scene.at_end:
+        scene.play()
+        yield scene
 
 
 def scenario(faults: "tuple[Fault, ...]") -> dict[str, Any]:
