@@ -12,7 +12,7 @@ from tests.e2e.jobs import chat
 from tests.faults.leaks import leaks
 from tests.faults.scene import LIMIT_TOKENS, Scene
 
-__all__ = ["check"]
+__all__ = ["check", "rows_wrong"]
 
 TRACEBACK = b"Traceback (most recent"
 
@@ -21,7 +21,7 @@ def check(scene: Scene) -> list[str]:
     """What does not hold, in words; nothing when all does."""
     return [
         *_exit(scene),
-        *_rows(scene),
+        *rows_wrong(scene),
         *_money(scene),
         *_breaker(scene),
         *_memory(scene),
@@ -41,7 +41,7 @@ def _exit(scene: Scene) -> list[str]:
     return wrong
 
 
-def _rows(scene: Scene) -> list[str]:
+def rows_wrong(scene: Scene) -> list[str]:
     """Each row once, in OUT with its own answer or in ERRORS with a reason that may be."""
     fault, job = scene.fault, scene.job
     if set(scene.codes) == {2}:
