@@ -18,17 +18,19 @@ DEPENDENCIES := pyproject.toml constraints.txt
 PEER := build/peers/litellm/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test fast prove bench overspend tail clean
+.PHONY: help demo check test fast faults prove bench overspend tail soak clean
 
 help:
 	@echo "make demo    set up .venv and run a job of 400 rows against three mock tiers, into demo-out/"
 	@echo "make check   format, lint, strict types, import contracts"
 	@echo "make fast    the unit tests only"
 	@echo "make test    check, then all tests"
+	@echo "make faults  the whole fault matrix, every row of tests/faults/matrix.py (make test runs the quick ones)"
 	@echo "make prove   run COUNT (1,000,000) simulated histories of faults from seed FIRST (0) on: no overspend, no leak"
 	@echo "make bench   measure the throughput on this machine"
 	@echo "make overspend   the same budget and demand against Raycade and LiteLLM, which gets an environment of its own"
 	@echo "make tail    a batch on an endpoint with stragglers, with and without hedging"
+	@echo "make soak    a job of MINUTES (30) with a fault every 20 s: is anything lost, do memory and open files grow?"
 	@echo "make clean   remove .venv, caches and demo-out/"
 	@echo "PYTHON=/path/to/python3.11 chooses the Python that .venv is made with."
 
@@ -51,6 +53,9 @@ test: check
 fast: $(TEST)
 	@$(BIN)/python -m pytest tests/unit
 
+faults: $(TEST)
+	@$(BIN)/python -m pytest tests/faults -m "" --durations 10
+
 COUNT ?= 1000000
 FIRST ?= 0
 prove: $(TEST)
@@ -64,6 +69,10 @@ overspend: $(BASE) $(PEER)
 
 tail: $(BASE)
 	@$(BIN)/python -m benchmarks.tail
+
+MINUTES ?= 30
+soak: $(BASE)
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 # What we are compared with: some 750 MB, pinned, and never in .venv.
 $(PEER): SHELL := /bin/bash

@@ -10,37 +10,15 @@ import struct
 from bisect import bisect_right
 from itertools import accumulate
 from statistics import NormalDist
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from runtime.mock.scenario import Conduct, ErrorShare, TierScenario
+from runtime.mock.scenario import Conduct, ErrorShare, Mishap, TierScenario
 
 __all__ = ["Behaviour", "Outcome", "Script"]
 
-Outcome = Literal[
-    "answer",
-    "error",
-    "hang",
-    "reset",
-    "reset_mid_body",
-    "malformed",
-    "truncated",
-    "html",
-    "bad_event",
-    "no_done",
-    "error_event",
-]
+Outcome = Literal["answer", "error"] | Mishap
 
-_MISHAPS: tuple[Outcome, ...] = (
-    "hang",
-    "reset",
-    "reset_mid_body",
-    "malformed",
-    "truncated",
-    "html",
-    "bad_event",
-    "no_done",
-    "error_event",
-)
+_MISHAPS: tuple[Mishap, ...] = get_args(Mishap)
 _NORMAL = NormalDist()
 _DRAWS = struct.Struct("<3Q")
 

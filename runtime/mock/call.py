@@ -12,16 +12,20 @@ from runtime.mock.gates import Slots, retry_after
 from runtime.mock.shapes import Made, error_body
 from runtime.mock.sse import Events
 from runtime.mock.stats import TierStats
-from runtime.mock.stream import Stream
+from runtime.mock.stream import Flood, Stream
 
 __all__ = ["Call", "Kind"]
 
 _HTML = b"<!DOCTYPE html>\n<html><head><title>502 Bad Gateway</title></head><body><h1>Bad Gateway</h1></body></html>\n"
+_BLANK = b" " * 62_500
+_HUGE_BLOCKS = 1600
+_TRICKLE_PER_S = 10.0
 
 
 class Kind(NamedTuple):
-    """An endpoint: how its body is read and its answer made."""
+    """An endpoint: its path below /v1/, how its body is read and its answer made."""
 
+    path: bytes
     read: Route
     make: Callable[[Ask, Behaviour, bytes, int], Made]
     events: Callable[[Ask, Behaviour, bytes, int], Events] | None = None
@@ -58,7 +62,7 @@ class Call:
         self._behaviour, self._id, self._headers = behaviour, id_, headers
         self._slots: Slots | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._stream: Stream | None = None
+        self._stream: Stream | Flood | None = None
         self._gone = False
 
     def queue(self, slots: Slots) -> None:
@@ -91,6 +95,9 @@ class Call:
             case "html":
                 exchange.reply(200, _HTML, self._headers, b"text/html; charset=utf-8")
                 self._answered()
+            case "redirect":
+                exchange.reply(307, b"", self._headers + b"Location: /redirected/v1/%b\r\n" % self._kind.path)
+                self._answered(307)
             case _ if self._ask.stream and self._kind.events is not None:
                 self._answer_stream(self._kind.events(self._ask, behaviour, self._id, int(time.time())))
             case "reset_mid_body":
@@ -100,11 +107,47 @@ class Call:
                 body = self._make().body
                 exchange.reply(200, body[: len(body) // 2], self._headers)
                 self._answered()
+            case "stall":
+                stats.hangs += 1
+                body = self._make().body
+                exchange.on_gone = self._abandon
+                exchange.start_body(len(body), self._headers)
+                exchange.write(body[: len(body) // 2])
+            case "trickle" | "huge":
+                self._answer_in_pieces(self._make())
             case _:
                 made = self._make()
-                exchange.reply(200, made.body, self._headers)
+                if behaviour.outcome == "mislabeled":
+                    exchange.reply(200, made.body, self._headers, b"text/plain; charset=utf-8")
+                else:
+                    exchange.reply(200, made.body, self._headers)
                 stats.billed(made.prompt_tokens, made.completion_tokens)
                 self._answered()
+
+    def _answer_in_pieces(self, made: Made) -> None:
+        """Slowly or hugely, billed only when the client has stayed to the end."""
+        exchange = self._exchange
+
+        def end() -> None:
+            exchange.on_room = None
+            if isinstance(self._stream, Flood):
+                exchange.write(made.body)
+            exchange.end()
+            self._stats.billed(made.prompt_tokens, made.completion_tokens)
+            self._answered()
+
+        exchange.on_gone = self._abandon
+        if self._behaviour.outcome == "trickle":
+            exchange.start_body(len(made.body), self._headers)
+            pieces = [made.body[at : at + 1] for at in range(len(made.body))]
+            self._stream = Stream(pieces, _TRICKLE_PER_S, exchange.write, end)
+            self._stream.start()
+        else:
+            length = _HUGE_BLOCKS * len(_BLANK) + len(made.body)
+            exchange.start_body(length if self._behaviour.number % 2 == 0 else None, self._headers)
+            self._stream = Flood(_BLANK, _HUGE_BLOCKS, lambda: exchange.has_room, exchange.write, end)
+            exchange.on_room = self._stream.go_on
+            self._stream.go_on()
 
     def _make(self) -> Made:
         return self._kind.make(self._ask, self._behaviour, self._id, int(time.time()))
@@ -124,11 +167,15 @@ class Call:
         exchange.write(events.opening)
         tokens, closing = events.tokens, events.closing
         outcome = self._behaviour.outcome
-        if outcome in ("reset_mid_body", "malformed"):
+        if outcome in ("reset_mid_body", "malformed", "stall"):
             tokens = tokens[: len(tokens) // 2]
             closing = b'data: {"id":"chatcmpl-' + self._id + b'","object":"cha\n\n' if outcome == "malformed" else b""
 
         def end() -> None:
+            if outcome == "stall":
+                self._stats.hangs += 1
+                exchange.on_gone = self._abandon
+                return
             exchange.write(closing)
             if outcome == "reset_mid_body":
                 self._broken()

@@ -23,11 +23,15 @@ from runtime.mock.tier import Tier
 __all__ = ["Endpoint"]
 
 _KINDS = {
-    ("chat", "completions"): Kind(ask.chat, shapes.chat_body, sse.chat_events),
-    ("completions",): Kind(ask.completions, shapes.completions_body, sse.completions_events),
-    ("embeddings",): Kind(ask.embeddings, shapes.embeddings_body),
-    ("responses",): Kind(ask.responses, shapes.responses_body),
+    kind.path: kind
+    for kind in (
+        Kind(b"chat/completions", ask.chat, shapes.chat_body, sse.chat_events),
+        Kind(b"completions", ask.completions, shapes.completions_body, sse.completions_events),
+        Kind(b"embeddings", ask.embeddings, shapes.embeddings_body),
+        Kind(b"responses", ask.responses, shapes.responses_body),
+    )
 }
+_SERVED = "POST " + ", ".join(f"/v1/{path.decode()}" for path in _KINDS) + "; GET /v1/models, /stats, /healthz"
 _TIER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _MAX_TIERS = 256
 """Names under `*` make a tier each: so many at most."""
@@ -63,7 +67,8 @@ class Endpoint:
             error = shapes.error_body(405, message, "method_not_allowed")
             exchange.reply(405, error, b"Allow: %b\r\n" % allowed)
         else:
-            message = f"Invalid URL ({method.decode()} {_path(url)}); tiers of this scenario: {', '.join(self._tiers)}"
+            tiers = ", ".join(f"/{name}" for name in self._tiers if name != DEFAULT_TIER) or "none"
+            message = f"Invalid URL ({method.decode()} {_path(url)}). Here are: {_SERVED}; before /v1, a tier: {tiers}."
             exchange.reply(404, shapes.error_body(404, message, "unknown_url"))
 
     def _route(self, url: bytes) -> dict[bytes, Answer]:
@@ -87,7 +92,7 @@ class Endpoint:
         tier = self._tier(name)
         if tier is None:
             return {}
-        kind = _KINDS.get(path)
+        kind = _KINDS.get("/".join(path).encode())
         if kind is not None:
             return {b"POST": lambda exchange, body, authorized: tier.serve(kind, exchange, body, authorized)}
         if path and path[0] == "models":

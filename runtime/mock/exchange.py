@@ -10,6 +10,7 @@ _JSON = b"application/json"
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _OK_JSON = _STATUS_LINES[200] + b"Content-Type: application/json\r\nContent-Length: %d\r\n%b\r\n%b"
 _ANY = b"%bContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n%b"
+_OPEN = _STATUS_LINES[200] + b"Content-Type: application/json\r\n%b\r\n"
 _STREAM = b"%bContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n%b%b\r\n"
 
 
@@ -17,6 +18,7 @@ class Turns(Protocol):
     """What an exchange needs of its connection: whose turn it is, and the way out."""
 
     turn: "Exchange | None"
+    full: bool
 
     def send(self, data: bytes) -> None: ...
 
@@ -26,7 +28,7 @@ class Turns(Protocol):
 class Exchange:
     """One request and the answer it is owed. Answer with `reply`, with `start_stream`, `write`, `end`, or break it."""
 
-    __slots__ = ("_chunked", "_connection", "_fate", "_held", "_keep", "finished", "head_only", "on_gone")
+    __slots__ = ("_chunked", "_connection", "_fate", "_held", "_keep", "finished", "head_only", "on_gone", "on_room")
 
     def __init__(self, connection: Turns, head_only: bool, keep: bool, chunked: bool) -> None:
         self._connection = connection
@@ -37,6 +39,8 @@ class Exchange:
         self.finished = False
         self.on_gone: Callable[[], None] | None = None
         """Called when the client leaves before the answer is finished."""
+        self.on_room: Callable[[], None] | None = None
+        """Called when there is room again for what is written."""
 
     def reply(self, status: int, body: bytes, headers: bytes = b"", content_type: bytes = _JSON) -> None:
         """The whole answer. `headers` are complete lines, each with its CRLF."""
@@ -54,6 +58,23 @@ class Exchange:
         if not self._keep:
             headers += b"Connection: close\r\n"
         self._send(_STREAM % (_line(200), b"Transfer-Encoding: chunked\r\n" if self._chunked else b"", headers))
+
+    def start_body(self, length: int | None, headers: bytes = b"") -> None:
+        """An answer whose body follows in pieces, with `write` and `end`. Without a length it is chunked."""
+        self._chunked = self._chunked and length is None
+        self._keep = self._keep and (self._chunked or length is not None)
+        if not self._keep:
+            headers += b"Connection: close\r\n"
+        if length is not None:
+            headers += b"Content-Length: %d\r\n" % length
+        elif self._chunked:
+            headers += b"Transfer-Encoding: chunked\r\n"
+        self._send(_OPEN % headers)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether what is written now goes out, rather than into memory."""
+        return self._connection.turn is self and not self._connection.full
 
     def write(self, data: bytes) -> None:
         if data:
@@ -95,6 +116,8 @@ class Exchange:
         for data in self._held:
             self._connection.send(data)
         self._held.clear()
+        if self.on_room is not None:
+            self.on_room()
 
     @property
     def ending(self) -> str:

@@ -18,7 +18,7 @@ A scenario is data: frozen, checked once, without clock or chance. `behaviour.Sc
 
 import math
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
@@ -28,6 +28,7 @@ __all__ = [
     "Dress",
     "ErrorShare",
     "Latency",
+    "Mishap",
     "Phase",
     "RateLimit",
     "Scenario",
@@ -37,6 +38,24 @@ __all__ = [
 DEFAULT_TIER = "default"
 ANY_TIER = "*"
 
+Mishap = Literal[
+    "hang",
+    "reset",
+    "reset_mid_body",
+    "malformed",
+    "truncated",
+    "html",
+    "stall",
+    "trickle",
+    "huge",
+    "redirect",
+    "mislabeled",
+    "swapped",
+    "bad_event",
+    "no_done",
+    "error_event",
+]
+"""What may go wrong with a share of the requests: each is a fraction in Conduct."""
 Dress = Literal["plain", "fenced", "prefixed", "truncated", "mistyped"]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -115,7 +134,7 @@ def _latency(value: Any) -> Any:
 
 
 class Conduct(Part):
-    """How a tier answers. The fractions (hang to html, and errors) exclude each other and sum to at most 1."""
+    """How a tier answers. The fractions (hang to swapped, and errors) exclude each other and sum to at most 1."""
 
     latency: Annotated[Latency, BeforeValidator(_latency)] = Latency()
     tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 16
@@ -143,6 +162,18 @@ class Conduct(Part):
     """A whole stream but for [DONE]; the connection stays open until the client leaves."""
     error_event: Fraction = 0.0
     """A stream that ends in its middle with an event that tells of an error."""
+    stall: Fraction = 0.0
+    """Half of the response, then nothing; the connection stays open until the client leaves."""
+    trickle: Fraction = 0.0
+    """The body a byte at a time, ten a second: no pause is long enough for a timeout between two reads."""
+    huge: Fraction = 0.0
+    """A whole answer behind 100 MB of white space; every other one does not say so beforehand."""
+    redirect: Fraction = 0.0
+    """307 to the same path under /redirected. A tier of that name in the scenario sees who follows."""
+    mislabeled: Fraction = 0.0
+    """A whole answer under `Content-Type: text/plain`."""
+    swapped: Fraction = 0.0
+    """A whole answer to the request before this one, with its id and echo: nothing in it tells a client."""
     rate_limit: RateLimit | None = None
     capacity: Annotated[int, Field(ge=1)] | None = None
     """So many requests are worked on at a time; the others queue."""
@@ -165,9 +196,8 @@ class Conduct(Part):
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
-        shares = (self.hang, self.reset, self.reset_mid_body, self.malformed, self.truncated, self.html)
-        shares_of_streams = (self.bad_event, self.no_done, self.error_event)
-        if sum(shares + shares_of_streams) + sum(error.fraction for error in self.errors) > 1 + 1e-9:
+        shares = sum(getattr(self, mishap) for mishap in get_args(Mishap))
+        if shares + sum(error.fraction for error in self.errors) > 1 + 1e-9:
             raise ValueError("the fractions of hang, reset, malformed, ... and errors sum to more than 1")
         return self
 

@@ -51,7 +51,7 @@ class Connection(asyncio.Protocol):
         self._corked = False
         self._closing = False  # nothing further is read
         self._draining = False  # what is read is thrown away
-        self._full = False  # the client does not read
+        self.full = False  # the client does not read
         self._paused = False
         self._next_request()
 
@@ -91,12 +91,14 @@ class Connection(asyncio.Protocol):
             self._flow()
 
     def pause_writing(self) -> None:
-        self._full = True
+        self.full = True
         self._flow()
 
     def resume_writing(self) -> None:
-        self._full = False
+        self.full = False
         self._flow()
+        if self.turn is not None and self.turn.on_room is not None:
+            self.turn.on_room()
 
     def abort(self) -> None:
         self._closing = True
@@ -232,7 +234,7 @@ class Connection(asyncio.Protocol):
 
     def _flow(self) -> None:
         """Read on only while the client reads too and is owed a bounded number of answers."""
-        paused = self._full or len(self._queue) > _MAX_PIPELINED
+        paused = self.full or len(self._queue) > _MAX_PIPELINED
         if paused != self._paused and not self._transport.is_closing():
             self._paused = paused
             if paused:

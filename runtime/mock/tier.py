@@ -6,7 +6,7 @@ with no latency and no capacity limit is answered within the call; others wait o
 
 import time
 
-from runtime.mock.ask import BadRequest, read_ask
+from runtime.mock.ask import Ask, BadRequest, read_ask
 from runtime.mock.behaviour import Script
 from runtime.mock.call import Call, Kind
 from runtime.mock.exchange import Exchange
@@ -33,6 +33,7 @@ class Tier:
         self._number = 0
         self._started: float | None = None
         self._gate: RateGate | None = None
+        self._previous: tuple[Kind, Ask, bytes] | None = None
 
     def serve(self, kind: Kind, exchange: Exchange, body: bytes, authorized: bool) -> None:
         digest = self.stats.arrived(body, authorized)
@@ -71,6 +72,9 @@ class Tier:
             self.stats.hangs += 1
             exchange.on_gone = self.stats.lost
             return
+        before, self._previous = self._previous, (kind, ask, id_)
+        if behaviour.outcome == "swapped" and before is not None and before[0] is kind:
+            ask, id_ = before[1]._replace(stream=ask.stream, include_usage=ask.include_usage), before[2]
         call = Call(self.stats, kind, exchange, ask, behaviour, id_, headers)
         if conduct.capacity is not None:
             if self._slots is None:

@@ -151,6 +151,8 @@ class Booked(NamedTuple):
 
 
 def booked(job: Job, unit: str = "tokens") -> Booked:
-    snapshot = asyncio.run(BudgetActor(load_config(str(job.config), {}).budget, str(job.state)).show())
+    snapshot = asyncio.run(
+        BudgetActor(load_config(str(job.config), {}, check_keys=False).budget, str(job.state)).show()
+    )
     status = next(s for s in snapshot.limits if (s.scope, s.window, s.unit) == ("all", "day", unit))
     return Booked(status.spent, status.reserved, status.unknown, status.overrun)

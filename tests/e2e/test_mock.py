@@ -33,6 +33,12 @@ TIERS: dict[str, Any] = {
     "malformed": {"malformed": 1},
     "truncated": {"truncated": 1},
     "html": {"html": 1},
+    "stalls": {"stall": 1},
+    "trickles": {"trickle": 1},
+    "huge": {"huge": 1},
+    "redirects": {"redirect": 1},
+    "mislabels": {"mislabeled": 1},
+    "swaps": {"swapped": 1},
     "limited": {"rate_limit": {"per_minute": 1, "burst": 3, "retry_after_s": 9}},
     "small": {"context_tokens": 20},
     "counted": {"phases": [{"until_requests": 2}, {"until_requests": 3, "status": 500}, {}]},
@@ -271,6 +277,77 @@ def test_broken_answers_with_status_200(mock: MockProcess) -> None:
     head, body = exchange(mock, request("/html/v1/chat/completions", "q"))
     assert "Content-Type: text/html" in head
     assert body.startswith(b"<!DOCTYPE html>")
+
+
+def test_an_answer_that_stops_or_trickles_is_not_billed_to_who_leaves(mock: MockProcess) -> None:
+    """`stall` sends half and then nothing, `trickle` a byte now and then; whoever leaves is not billed."""
+    for tier, stream in (("stalls", False), ("stalls", True), ("trickles", False)):
+        sock = connect(mock)
+        sock.sendall(request(f"/{tier}/v1/chat/completions", "q", stream=stream))
+        got = b""
+        while b'"id":"' not in got:
+            got += sock.recv(65536)
+        assert got.startswith(b"HTTP/1.1 200")
+        assert b'"finish_reason":"' not in got
+        sock.close()
+    wait_until(lambda: mock.stats()["total"]["abandoned"] == 3)
+    assert (mock.stats()["total"]["in_flight"], mock.stats()["total"]["total_tokens"]) == (0, 0)
+
+
+def test_a_huge_answer_is_whole_and_not_held_in_the_mock(mock: MockProcess) -> None:
+    """100 MB of white space and then the answer, eight at a time; the mock's memory does not grow by them."""
+
+    def resident_mb() -> int:
+        return int(Path(f"/proc/{mock.pid}/statm").read_text().split()[1]) * 4096 >> 20
+
+    before = resident_mb()
+    socks = [connect(mock) for _ in range(8)]
+    for sock in socks:
+        sock.sendall(request("/huge/v1/chat/completions", "q"))
+    for sock, announced in zip(socks[:2], (True, False), strict=True):
+        size, begin, end = 0, b"", b""
+        while size < 100_000_000 or not end.endswith((b"}}}", b"0\r\n\r\n")):
+            piece = sock.recv(1 << 20)
+            begin, end = begin or piece, (end + piece)[-2000:]
+            size += len(piece)
+        assert (b"Content-Length: 100000" in begin, b"chunked" in begin) == (announced, not announced)
+        answer, _ = json.JSONDecoder().raw_decode(end.decode(), end.index(b"{"))
+        assert answer["choices"][0]["finish_reason"] == "stop"
+    assert resident_mb() - before < 40
+    for sock in socks:
+        sock.close()
+    wait_until(lambda: seen(mock, "huge")["abandoned"] == 6)
+    assert seen(mock, "huge")["by_status"] == {"200": 2}
+
+
+def test_redirects_wrong_types_and_answers_to_others(mock: MockProcess) -> None:
+    """307 names another path; text/plain holds the answer; `swapped` gives each the answer to the one before."""
+    head, _ = exchange(mock, request("/redirects/v1/chat/completions", "q"))
+    assert head.startswith("HTTP/1.1 307")
+    assert "Location: /redirected/v1/chat/completions" in head
+    head, body = exchange(mock, request("/mislabels/v1/chat/completions", "q"))
+    assert "Content-Type: text/plain" in head
+    assert json.loads(body)["choices"][0]["message"]["content"].startswith(echo("q"))
+    answers = [chat(mock, text, "swaps") for text in ("first", "second", "third")]
+    told = [answer.choices[0].message.content[: len(echo("q"))] for answer in answers]
+    assert told == [echo("first"), echo("first"), echo("second")]
+    assert answers[0].id == answers[1].id
+
+
+def test_who_asks_wrongly_is_told_what_is_served(mock: MockProcess) -> None:
+    """An address that is not there is answered with those that are, tiers included."""
+    _, body = exchange(mock, raw("GET", "/"))
+    message = json.loads(body)["error"]["message"]
+    for served in (
+        "/v1/chat/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/v1/models",
+        "/stats",
+        "/healthz",
+        "/slow",
+    ):
+        assert served in message
 
 
 def test_wrong_requests_get_openais_errors(mock: MockProcess) -> None:

@@ -16,7 +16,7 @@ from actors.tier.wire import WireTransport
 from runtime.mock.process import MockProcess
 from tests.e2e.test_transport_streams import STREAM, chunk
 from tests.e2e.test_transports import PATH
-from tests.faults import Conn, Fault, serving
+from tests.faults.servers import Conn, Fault, serving
 
 FAULTS = ["truncated", "malformed", "reset_mid_body", "bad_event", "no_done", "error_event"]
 SAYS = chunk(b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":null}]}\n\n')

@@ -19,7 +19,7 @@ from actors.tier.transport import Endpoint, Secret, Streamed, Transport, Transpo
 from runtime.mock.process import MockProcess
 from tests import faults
 from tests.e2e.test_transports import BODY, KEY, KINDS, PATH, Make
-from tests.faults import Conn, self_signed, serving
+from tests.faults.servers import Conn, self_signed, serving
 
 EVENTS = [b'data: {"n":%d}\n\n' % number for number in range(5)]
 WHOLE = b"".join(EVENTS)

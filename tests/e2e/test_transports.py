@@ -28,8 +28,8 @@ from actors.tier.classify import Whole, classify_error, classify_reply
 from actors.tier.sdk import SdkTransport
 from actors.tier.transport import Endpoint, Secret, Transport, TransportError
 from actors.tier.wire import ProxiedClient, Wire, WireTransport
-from tests import faults
-from tests.faults import ANSWER, FaultServer, backlog_full, self_signed, serving
+from tests.faults import servers as faults
+from tests.faults.servers import ANSWER, FaultServer, backlog_full, self_signed, serving
 
 KEY = "sk-canary-7Hq2mZx9Wv4LbT1c"
 PATH = "/chat/completions"

@@ -17,8 +17,8 @@ import yarl
 
 from actors.tier.http1 import Http1Client, Request, reason
 from actors.tier.transport import Reply, TransportError
-from tests import faults
-from tests.faults import ANSWER, backlog_full, self_signed, serving
+from tests.faults import servers as faults
+from tests.faults.servers import ANSWER, backlog_full, self_signed, serving
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 HEADERS = {"Authorization": "Bearer sk-canary"}

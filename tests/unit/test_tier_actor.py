@@ -18,7 +18,7 @@ from actors.tier.actor import TierActor
 from actors.tier.capacity import COOLING_S
 from actors.tier.transport import Reply, TransportError
 from actors.tier.upstream import AUTH_PAUSE_S
-from tests.faults import ANSWER
+from tests.faults.servers import ANSWER
 from tests.simulated import LocalPeer, simulated
 
 OK = Reply(200, {}, ANSWER)
