@@ -17,8 +17,8 @@ import uvloop
 
 from actors.tier.transport import Endpoint, Secret, Streamed, Transport, TransportError, leave, read_whole
 from runtime.mock.process import MockProcess
-from tests import faults
 from tests.e2e.test_transports import BODY, KEY, KINDS, PATH, Make
+from tests.faults import servers as faults
 from tests.faults.servers import Conn, self_signed, serving
 
 EVENTS = [b'data: {"n":%d}\n\n' % number for number in range(5)]
