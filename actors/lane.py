@@ -12,9 +12,12 @@ Objects and their lifetimes
   newer). Opening a newer generation ends the older one: its unfinished items are cancelled, its completions go nowhere.
 - `submit` returns as soon as the block is taken; there is never more than one under way, so items gather by themselves
   while it is. `completions` is one long-lived stream of lists.
+- An item may say things before it ends: `complete(Part(...))`, as often as it likes, reaches the calling half in order and
+  before the completion. All streams of a lane share its yields, so a token costs no actor call of its own either.
 - Pace: an idle lane sends at once. Under load the two halves leave a gap between sends that grows with the rate of items,
   up to `MAX_GAP_S`, and a good block goes without waiting: at 2,000 items/s a call carries about 50 of them, at 4,000
-  about 100; at 100 items/s the gap is about a millisecond.
+  about 100; at 100 items/s the gap is about a millisecond. A lane whose callers wait for every word has a smaller
+  `max_gap_s`, which the calling half chooses for both.
 - A peer that stops raises nothing by itself. So items have deadlines, an unanswered submit fails the lane after
   `ack_timeout_s`, an idle calling half sends a sign of life, and a serving half that hears none for `LEASE_S` closes the lane.
 
@@ -29,11 +32,26 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from actors.errors import ActorLost, LaneClosed, LaneTimeout, RaycadeError
+from actors.messages import pickled_flat
 
-__all__ = ["Batch", "Cancel", "Complete", "Lane", "LaneHost", "LaneServer", "Peer", "RayPeer", "as_tasks", "calm_gc"]
+__all__ = [
+    "MAX_GAP_S",
+    "Batch",
+    "Cancel",
+    "Complete",
+    "Lane",
+    "LaneHost",
+    "LaneServer",
+    "LaneStream",
+    "Part",
+    "Peer",
+    "RayPeer",
+    "as_tasks",
+    "calm_gc",
+]
 
 MAX_GAP_S = 0.025
 ITEMS_PER_S_AT_MAX_GAP = 2_000
@@ -59,6 +77,15 @@ Batch = tuple[object, list[tuple[int, Any]]]
 """What one yield carries: the serving actor's note (its health, say) and the completions as (number, done)."""
 
 
+class Part(NamedTuple):
+    """What an item says before it ends."""
+
+    value: Any
+
+
+pickled_flat(Part)
+
+
 class Peer(Protocol):
     """The serving half as the calling half reaches it."""
 
@@ -66,7 +93,7 @@ class Peer(Protocol):
         """Hand over a block; True when taken, False when the lane is not open there (any more)."""
         ...
 
-    def completions(self, lane: str, generation: int) -> AsyncGenerator[Batch, None]:
+    def completions(self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S) -> AsyncGenerator[Batch, None]:
         """Open the lane: the first batch is a greeting without completions. Ends or raises when the lane is lost."""
         ...
 
@@ -82,8 +109,10 @@ class RayPeer:
     async def submit(self, lane: str, generation: int, items: list[tuple[int, Any]], cancel: list[int]) -> bool:
         return bool(await self._submit.remote(pickle.dumps((lane, generation, items, cancel), 5)))
 
-    async def completions(self, lane: str, generation: int) -> AsyncGenerator[Batch, None]:
-        stream = self._completions.remote(lane, generation)
+    async def completions(
+        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
+    ) -> AsyncGenerator[Batch, None]:
+        stream = self._completions.remote(lane, generation, max_gap_s)
         try:
             async for ref in stream:
                 batch: Batch = pickle.loads(await ref)  # the ref comes even for an error: awaiting it is what raises
@@ -103,9 +132,10 @@ def calm_gc() -> None:
 class _Pace:
     """How long to leave between two sends, from the rate of items (see the header)."""
 
-    __slots__ = ("_full", "_last", "_rate")
+    __slots__ = ("_full", "_last", "_max_gap_s", "_rate")
 
-    def __init__(self) -> None:
+    def __init__(self, max_gap_s: float) -> None:
+        self._max_gap_s = max_gap_s
         self._rate = 0.0
         self._last = 0.0
         self._full = asyncio.Event()
@@ -118,7 +148,8 @@ class _Pace:
     async def pause(self, items: int) -> None:
         """Wait until it is time for the next send, `items` of which wait for it now."""
         self._full.clear()
-        delay = self._last + min(MAX_GAP_S, self._rate * (MAX_GAP_S / ITEMS_PER_S_AT_MAX_GAP)) - time.monotonic()
+        gap = min(self._max_gap_s, self._rate * (MAX_GAP_S / ITEMS_PER_S_AT_MAX_GAP))
+        delay = self._last + gap - time.monotonic()
         if delay <= 0 or items >= GOOD_BLOCK_ITEMS:
             await asyncio.sleep(0)  # one turn of the loop at least: what is posted in the same turn leaves together
             return
@@ -139,7 +170,7 @@ class _Outbox:
 
     __slots__ = ("closed", "finished", "generation", "heard_at", "name", "pace", "running", "wake")
 
-    def __init__(self, name: str, generation: int, now: float) -> None:
+    def __init__(self, name: str, generation: int, max_gap_s: float, now: float) -> None:
         self.name = name
         self.generation = generation
         self.running: dict[int, Cancel | None] = {}
@@ -147,12 +178,13 @@ class _Outbox:
         self.wake = asyncio.Event()
         self.closed = False
         self.heard_at = now
-        self.pace = _Pace()
+        self.pace = _Pace(max_gap_s)
 
     def complete(self, number: int, done: Any) -> None:
-        """End an item. A second completion of the same item, or one after the lane closed, changes nothing."""
+        """End an item, or pass on a part. What comes after its end, or after the lane closed, changes nothing."""
         if number in self.running and not self.closed:
-            del self.running[number]
+            if type(done) is not Part:
+                del self.running[number]
             self.finished.append((number, done))
             self.wake.set()
             self.pace.gathered(len(self.finished))
@@ -162,7 +194,7 @@ class LaneServer(Generic[Item, Done]):
     """The serving half. An actor owns one and forwards its methods `submit` and `completions` to it.
 
     `start(lane, item, complete)` begins the work of one item and returns at once; it calls `complete(done)` exactly
-    once, now or later, and returns what cancels the work (or None). `note()` rides on every yield. `on_closed(lane)`
+    once, now or later, any number of Parts before, and returns what cancels the work (or None). `note()` rides on every yield. `on_closed(lane)`
     is told when a lane ends, so that what its owner held can be taken back.
     """
 
@@ -204,13 +236,15 @@ class LaneServer(Generic[Item, Done]):
                 stop()
         return True
 
-    async def completions(self, lane: str, generation: int) -> AsyncGenerator[Batch, None]:
+    async def completions(
+        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
+    ) -> AsyncGenerator[Batch, None]:
         old = self._lanes.get(lane)
         if old is not None:
             if old.generation >= generation:
                 return
             self._close(old)
-        box = self._lanes[lane] = _Outbox(lane, generation, time.monotonic())
+        box = self._lanes[lane] = _Outbox(lane, generation, max_gap_s, time.monotonic())
         if self._reaper is None:
             self._reaper = asyncio.create_task(self._reap())
         pace = box.pace
@@ -238,7 +272,7 @@ class LaneServer(Generic[Item, Done]):
         finished = box.finished
         weight = 0
         for position, (_, done) in enumerate(finished):
-            weight += self._weigh(done)
+            weight += self._weigh(done.value if type(done) is Part else done)
             if (weight > BLOCK_BYTES and position) or position >= BLOCK_ITEMS:
                 box.finished = finished[position:]
                 return finished[:position]
@@ -285,33 +319,37 @@ class LaneHost:
         """See LaneServer."""
         return await self._server.submit(lane, generation, items, cancel)
 
-    async def completions(self, lane: str, generation: int) -> AsyncGenerator[Batch, None]:
+    async def completions(
+        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
+    ) -> AsyncGenerator[Batch, None]:
         """See LaneServer."""
-        async for batch in self._server.completions(lane, generation):
+        async for batch in self._server.completions(lane, generation, max_gap_s):
             yield batch
 
     async def submit_packed(self, block: bytes) -> bool:
         """`submit` with its arguments in one pickle."""
         return await self.submit(*pickle.loads(block))
 
-    async def completions_packed(self, lane: str, generation: int) -> AsyncGenerator[bytes, None]:
+    async def completions_packed(
+        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
+    ) -> AsyncGenerator[bytes, None]:
         """`completions`, each batch a pickle."""
-        async for batch in self.completions(lane, generation):
+        async for batch in self.completions(lane, generation, max_gap_s):
             yield pickle.dumps(batch, 5)
 
 
 def as_tasks(
-    handle: Callable[[Item], Any], failed: Callable[[Exception], Done]
+    handle: Callable[[Item, Callable[[Part], None]], Any], failed: Callable[[Exception], Done]
 ) -> Callable[[str, Item, Complete[Done]], Cancel | None]:
-    """A `start` for LaneServer that runs the coroutine function `handle` as one task an item.
+    """A `start` for LaneServer that runs the coroutine function `handle(item, say)` as one task an item.
 
-    Whatever it raises becomes `failed(error)`, so an item completes also when the code that serves it is wrong.
+    `say(Part(...))` passes a part on. Whatever it raises becomes `failed(error)`, so an item completes also when the code that serves it is wrong.
     """
     tasks: set[asyncio.Task[None]] = set()
 
-    async def run(item: Item, complete: Complete[Done]) -> None:
+    async def run(item: Item, complete: Callable[[Any], None]) -> None:
         try:
-            done = await handle(item)
+            done = await handle(item, complete)
         except asyncio.CancelledError:
             # Cancelled by the lane, its item has ended and this changes nothing. But what `handle` waited for can be
             # cancelled as well, and then somebody still waits.
@@ -345,6 +383,7 @@ class Lane(Generic[Item, Done]):
         on_up: Callable[[bool], None] = lambda up: None,
         weigh: Callable[[Item], int] = lambda item: 200,
         keep_waiting: bool = True,
+        max_gap_s: float = MAX_GAP_S,
     ) -> None:
         """`keep_waiting`: when the peer is lost, items that had not left go to the next one; else they end too, as not sent."""
         self.owner = owner
@@ -364,7 +403,8 @@ class Lane(Generic[Item, Done]):
         self._waiting: deque[tuple[int, Item]] = deque()
         self._entries: dict[int, tuple[Callable[[Any], None], float]] = {}
         self._cancel: list[int] = []
-        self._pace = _Pace()
+        self._max_gap_s = max_gap_s
+        self._pace = _Pace(max_gap_s)
         self._wake = asyncio.Event()
         self._room: asyncio.Event | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -391,8 +431,8 @@ class Lane(Generic[Item, Done]):
             await self._opened.wait()
 
     def post(self, item: Item, on_done: Callable[[Any], None], timeout_s: float) -> int:
-        """Send an item; `on_done` is called exactly once, later, with its completion or with an instance of
-        ActorLost, LaneTimeout or LaneClosed. Returns the item's number, for cancel()."""
+        """Send an item; `on_done` is called later, with each of its Parts and then exactly once with its completion or with
+        an instance of ActorLost, LaneTimeout or LaneClosed. Returns the item's number, for cancel()."""
         if self._closed:
             raise LaneClosed(self.name)
         self._number += 1
@@ -426,6 +466,12 @@ class Lane(Generic[Item, Done]):
                 on_withdrawn()
             raise
 
+    def stream(self, item: Item, timeout_s: float) -> "LaneStream[Done]":
+        """Send an item and read what it says. Close the stream to cancel the item. Raises LaneClosed."""
+        stream: LaneStream[Done] = LaneStream(self)
+        stream.number = self.post(item, stream.take, timeout_s)
+        return stream
+
     def cancel(self, number: int) -> bool:
         """Give an item up. Its `on_done` is not called any more; the other end is told. True: it had not left yet."""
         if self._entries.pop(number, None) is None:
@@ -456,7 +502,7 @@ class Lane(Generic[Item, Done]):
             while True:
                 # newer than the last one also when the clock was set back, or the other end would take it for an old one
                 self._generation = generation = max(time.time_ns(), self._generation + 1)
-                stream = self._peer.completions(self.owner, generation)
+                stream = self._peer.completions(self.owner, generation, self._max_gap_s)
                 try:
                     async with asyncio.timeout(self._ack_timeout_s):
                         note, _ = await anext(stream)
@@ -517,7 +563,7 @@ class Lane(Generic[Item, Done]):
         async for note, batch in stream:
             self._on_note(note)
             for number, done in batch:
-                entry = entries.pop(number, None)
+                entry = entries.get(number) if type(done) is Part else entries.pop(number, None)
                 if entry is not None:
                     _tell(entry[0], done)
             if self._room is not None:
@@ -552,6 +598,52 @@ class Lane(Generic[Item, Done]):
         if self._room is not None and self.has_room:
             self._room.set()
             self._room = None
+
+
+class LaneStream(Generic[Done]):
+    """The parts of one item as its one reader takes them. Whoever reads slower than they come gets several at once."""
+
+    __slots__ = ("_ended", "_lane", "_parts", "_reader", "number")
+
+    def __init__(self, lane: Lane[Any, Done]) -> None:
+        self.number = 0
+        self._lane = lane
+        self._parts: list[Any] = []
+        self._ended: list[Any] = []
+        self._reader: asyncio.Future[None] | None = None
+
+    def take(self, done: Any) -> None:
+        """What the lane calls: a Part, or the end."""
+        if type(done) is Part:
+            self._parts.append(done.value)
+        else:
+            self._ended.append(done)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def read(self) -> "list[Any] | Done":
+        """The values of the parts that have come since the last read, at least one; after them the completion.
+
+        Raises ActorLost, LaneTimeout or LaneClosed in place of a completion.
+        """
+        while not self._parts and not self._ended:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        if self._parts:
+            parts, self._parts = self._parts, []
+            return parts
+        done = self._ended[0]
+        if isinstance(done, Exception):
+            raise done
+        ended: Done = done
+        return ended
+
+    def close(self) -> bool:
+        """Give the item up if it has not ended. True: it had not left yet, so it surely did not run."""
+        return not self._ended and self._lane.cancel(self.number)
 
 
 def _tell(on_done: Callable[[Any], None], done: Any) -> None:

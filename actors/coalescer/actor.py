@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, assert_never
 
 from actors.coalescer.runaway import Loops
 from actors.coalescer.table import Lead, Shared, Table, Told, Unwanted
-from actors.lane import Batch, Cancel, Complete, LaneHost, LaneServer
+from actors.lane import MAX_GAP_S, Batch, Cancel, Complete, LaneHost, LaneServer
 from actors.messages import pickled_flat
 from actors.settings import CoalesceSettings
 
@@ -86,11 +86,13 @@ class CoalescerActor(LaneHost):
             self._start, note=lambda: self._table.coalesced, on_closed=self._owner_gone, weigh=_weigh
         )
 
-    async def completions(self, lane: str, generation: int) -> AsyncGenerator[Batch, None]:
+    async def completions(
+        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
+    ) -> AsyncGenerator[Batch, None]:
         """See LaneServer."""
         if self._expiring is None:
             self._expiring = asyncio.create_task(self._expire())
-        async for batch in super().completions(lane, generation):
+        async for batch in super().completions(lane, generation, max_gap_s):
             yield batch
 
     def _start(self, lane: str, item: Item, complete: Complete[Any]) -> Cancel | None:

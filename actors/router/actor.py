@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 
-from actors.lane import Batch, LaneHost, LaneServer, as_tasks
+from actors.lane import MAX_GAP_S, Batch, LaneHost, LaneServer, Part, as_tasks
 from actors.messages import Failure, Request, Result
 from actors.router.flow import Router
 from actors.router.notes import RouterNote
@@ -36,10 +36,12 @@ class RouterActor(LaneHost):
                 await router.open()
                 self._router = router
 
-    async def completions(self, lane: str, generation: int) -> AsyncGenerator[Batch, None]:
+    async def completions(
+        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
+    ) -> AsyncGenerator[Batch, None]:
         """See LaneServer."""
         await self.open()
-        async for batch in super().completions(lane, generation):
+        async for batch in super().completions(lane, generation, max_gap_s):
             yield batch
 
     async def close(self) -> None:
@@ -54,7 +56,7 @@ class RouterActor(LaneHost):
         if self._router is not None:
             self._router.last_rows(job)
 
-    async def _run(self, request: Request) -> Result | Failure:
+    async def _run(self, request: Request, say: Callable[[Part], None]) -> Result | Failure:
         assert self._router is not None, "a lane is open, so the router is"
         return await self._router.run(request)
 

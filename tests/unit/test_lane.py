@@ -10,7 +10,7 @@ import pytest
 
 from actors import lane as lane_module
 from actors.errors import ActorLost, LaneClosed, LaneTimeout
-from actors.lane import BLOCK_BYTES, BLOCK_ITEMS, KEEPALIVE_S, LEASE_S, Batch, Lane, LaneServer, as_tasks
+from actors.lane import BLOCK_BYTES, BLOCK_ITEMS, KEEPALIVE_S, LEASE_S, Batch, Lane, LaneServer, Part, as_tasks
 from tests.simulated import LocalPeer, simulated
 
 
@@ -230,7 +230,7 @@ async def test_a_callback_that_raises_takes_no_other_item_with_it() -> None:
 async def test_work_that_raises_completes_its_item_as_failed() -> None:
     """`as_tasks` turns whatever the code raises into a completion, a stray CancelledError included."""
 
-    async def handle(item: str) -> str:
+    async def handle(item: str, say: Callable[[Part], None]) -> str:
         if item == "wrong":
             raise ValueError("broken")
         if item == "stray":
@@ -242,6 +242,107 @@ async def test_work_that_raises_completes_its_item_as_failed() -> None:
         assert await lane.call("right", 10.0) == "fine"
         assert await lane.call("wrong", 10.0) == "ValueError"
         assert await lane.call("stray", 10.0) == "RaycadeError"
+
+
+# -- items that speak before they end ------------------------------------------------------------------------------
+
+
+@simulated(lane_module)
+async def test_parts_arrive_in_order_and_before_the_end() -> None:
+    """Many items speak at once: each reader gets its own words, all of them, in order, and then the end."""
+    desk = Desk()
+    async with opened(LocalPeer(desk.server)) as lane:
+        streams = {name: lane.stream(name, 60.0) for name in ("a", "b", "c")}
+        await asyncio.sleep(0.1)
+
+        async def speak(name: str) -> None:
+            for number in range(50):
+                desk.open[name](Part(f"{name}{number}"))
+                await asyncio.sleep(random.random() * 0.02)
+            desk.open[name]("end of " + name)
+            desk.open[name](Part("after the end"))
+
+        async def listen(name: str) -> tuple[list[Any], str]:
+            heard: list[Any] = []
+            while isinstance(parts := await streams[name].read(), list):
+                heard += parts
+            return heard, parts
+
+        speaking = [asyncio.create_task(speak(name)) for name in streams]
+        for name, (heard, end) in zip(streams, await asyncio.gather(*map(listen, streams)), strict=True):
+            assert heard == [f"{name}{number}" for number in range(50)]
+            assert end == f"end of {name}"
+        await asyncio.gather(*speaking)
+        assert lane.outstanding == 0
+
+
+@simulated(lane_module)
+async def test_a_slow_reader_gets_several_parts_at_once() -> None:
+    """Words are grouped only where the reader is slower than the speaker."""
+    desk = Desk()
+    async with opened(LocalPeer(desk.server)) as lane:
+        stream = lane.stream("a", 60.0)
+        await asyncio.sleep(0.1)
+        for number in range(3):
+            desk.open["a"](Part(number))
+            assert await stream.read() == [number]
+        for number in range(3):
+            desk.open["a"](Part(number))
+            await asyncio.sleep(0.1)
+        assert await stream.read() == [0, 1, 2]
+        stream.close()
+        await asyncio.sleep(0.1)
+        assert desk.cancelled == ["a"]
+
+
+@simulated(lane_module)
+async def test_a_kill_in_the_middle_ends_a_stream_as_lost() -> None:
+    """What was said before the death is delivered; then the reader learns that there is no more, and of no other life."""
+    first, second = Desk(), Desk()
+    peer = LocalPeer(first.server)
+    async with opened(peer) as lane:
+        stream = lane.stream("a", 60.0)
+        await asyncio.sleep(0.1)
+        first.open["a"](Part("begun"))
+        await asyncio.sleep(0.1)
+        peer.kill()
+        peer.serving = second.server
+        await asyncio.sleep(5.0)
+        assert lane.up
+        assert await stream.read() == ["begun"]
+        with pytest.raises(ActorLost) as lost:
+            await stream.read()
+        assert lost.value.sent
+        assert second.taken == []
+
+
+@simulated(lane_module)
+async def test_words_for_waiting_callers_have_a_smaller_gap() -> None:
+    """At 1,500 words a second an ordinary lane would gather them for almost 20 ms; a quick one sends them on."""
+
+    async def longest_wait_s(max_gap_s: float) -> float:
+        desk = Desk()
+        loop = asyncio.get_running_loop()
+        async with opened(LocalPeer(desk.server), max_gap_s=max_gap_s) as lane:
+            streams = [lane.stream(number, 60.0) for number in range(30)]
+            await asyncio.sleep(0.5)
+            waits: list[float] = []
+
+            async def listen(stream: Any) -> None:
+                while isinstance(parts := await stream.read(), list):
+                    waits.extend(loop.time() - said for said in parts)
+
+            listening = [asyncio.create_task(listen(stream)) for stream in streams]
+            for turn in range(1500):
+                desk.open[turn % 30](Part(loop.time()))
+                await asyncio.sleep(1 / 1500)
+            for number in range(30):
+                desk.open[number](None)
+            await asyncio.gather(*listening)
+            return max(waits[200:])
+
+    assert await longest_wait_s(0.004) <= 0.005
+    assert await longest_wait_s(0.025) > 0.01
 
 
 # -- the actor dies ------------------------------------------------------------------------------------------------
