@@ -129,6 +129,8 @@ class Request(NamedTuple):
     """Those with `detail: low`, on top."""
     opaque: bool = False
     """The prompt has content whose size nobody here can see: the tier's context window bounds it."""
+    stream: bool = False
+    """The answer is wanted as it comes."""
     predicted_tokens: int = 0
     """What a `prediction` may add to each completion: the tokens of it that turn out wrong are charged as output."""
 

@@ -26,8 +26,9 @@ import orjson
 
 from actors.errors import ConfigError, InputError
 from runtime.batch.journal import replace_file, sync_folder
-from runtime.batch.rows import Rendered, rank_of
+from runtime.batch.rows import Rendered
 from runtime.config import PromptSettings
+from runtime.encode import rank_of
 from runtime.prompts import PromptVersion, load_prompts, parse_ref, pick, render
 from runtime.prompts_release import stop_trial
 from runtime.prompts_trial import TrialWatch

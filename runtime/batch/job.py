@@ -29,12 +29,13 @@ from runtime.batch.estimate import estimate, print_estimate
 from runtime.batch.journal import Journal
 from runtime.batch.progress import Progress
 from runtime.batch.reader import open_input
-from runtime.batch.rows import Encoder, rank_of
+from runtime.batch.rows import Encoder
 from runtime.batch.run import BatchRun, Ending
 from runtime.batch.summary import print_summary
 from runtime.batch.telemetry import Telemetry
 from runtime.batch.writer import OutputWriter
 from runtime.config import Config, digest, load_config, resolve_prices
+from runtime.encode import rank_of
 from runtime.prompts_job import JobPrompt
 from runtime.running import Entry, Running
 from runtime.schemas import load_schema

@@ -1,0 +1,152 @@
+"""From an OpenAI body to the request that the router gets: where the cascade starts, schema, key and bounds. No I/O.
+
+Every door makes its requests here: batch rows (runtime/batch/rows.py), the gateway and the Python client.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import orjson
+
+from actors.coalescer.key import digest
+from actors.errors import ConfigError, InputError
+from actors.messages import Request
+from actors.router.demands import demand_tokens, own_schema
+from actors.router.measure import LIMIT_FIELDS, measure
+from actors.settings import QUALITIES, StructuredSettings, TierSettings
+
+__all__ = ["CASCADE", "BodyEncoder", "Terms", "rank_of"]
+
+CASCADE = "auto"
+"""As `model`: start at the first tier."""
+
+
+class Terms(NamedTuple):
+    """What a request's door says beside its body."""
+
+    min_quality: int = 0
+    prompt: str = ""
+    """`name@version` of the registered prompt that made the body."""
+    schema: bytes = b""
+    """That the answer must satisfy, where that is not the body's own `response_format`."""
+    retries: int | None = None
+    escalate: bool | None = None
+    """Of answers that do not satisfy the schema; None: as raycade.yaml says."""
+    key: str = ""
+    interactive: bool = False
+    deadline_s: float | None = None
+    """None: router.deadline_s."""
+    stream: bool = False
+
+
+NO_TERMS = Terms()
+
+
+class BodyEncoder:
+    """Turns bodies into requests. One a door."""
+
+    def __init__(
+        self,
+        tiers: Sequence[TierSettings],
+        *,
+        deadline_s: float,
+        job: str = "",
+        share: bool = True,
+        structured: StructuredSettings = StructuredSettings(),  # noqa: B008 (frozen)
+    ) -> None:
+        self._starts: dict[str, int] = {CASCADE: 0}
+        for index, tier in enumerate(tiers):
+            self._starts.setdefault(tier.name, index)
+        for index, tier in enumerate(tiers):
+            self._starts.setdefault(tier.model, index)
+        self._deadline_s = deadline_s
+        self._job = job
+        self._share = share
+        self._structured = structured
+
+    def request(self, id: str, path: str, source: dict[str, Any], terms: Terms = NO_TERMS) -> Request:
+        """The request for a JSON body. Raises InputError with code and field."""
+        model = source.get("model")
+        start = self._starts.get(model or CASCADE) if model is None or isinstance(model, str) else None
+        if start is None:
+            names = ", ".join(self._starts)
+            raise InputError("unknown_model", f"expected one of {names}; found {model!r:.80}", field="model")
+        own_fields = ("model", "stream") if terms.stream else ("model", "stream", "stream_options")
+        body = {name: value for name, value in source.items() if name not in own_fields}
+        for name in LIMIT_FIELDS.get(path, ()):
+            if name in body and body[name] is None:
+                del body[name]  # it would stand behind the tier's own limit, and lift it
+        # What is streamed is on its way before anybody could judge it: its format is the endpoint's affair.
+        schema, own = (b"", False) if terms.stream else _demand(path, body, terms.schema)
+        sent = body
+        if schema:
+            sent = {name: value for name, value in body.items() if name != "response_format"}
+        shared = b""
+        try:
+            encoded, response_format = orjson.dumps(sent), orjson.dumps(body["response_format"]) if own else b""
+            if self._share:
+                shared = digest(
+                    path,
+                    body if own else sent,
+                    start_tier=start,
+                    min_quality=terms.min_quality,
+                    prompt=terms.prompt,
+                    schema=schema,
+                )
+                if terms.stream:  # who asks for usage gets other events
+                    shared = sha256(b"stream" + orjson.dumps(body.get("stream_options")) + shared).digest()
+        except (TypeError, ValueError) as error:  # what JSON can say and orjson cannot: a lone surrogate, say
+            raise InputError("invalid_body", f"cannot be encoded: {error}", field="body") from None
+        measured = measure(path, sent, encoded)
+        demanded_tokens = demand_tokens(schema, response_format) if schema else 0
+        structured = self._structured
+        return Request(
+            id=id,
+            path=path,
+            body=encoded,
+            digest=shared,
+            prompt_bound_tokens=measured.prompt_bound_tokens + demanded_tokens,
+            max_tokens=measured.max_tokens,
+            choices=measured.choices,
+            start_tier=start,
+            min_quality=terms.min_quality,
+            deadline_s=self._deadline_s if terms.deadline_s is None else terms.deadline_s,
+            interactive=terms.interactive,
+            job=self._job,
+            key=terms.key,
+            prompt=terms.prompt,
+            schema=schema,
+            response_format=response_format,
+            reply_retries=structured.retries if terms.retries is None else terms.retries,
+            escalate=structured.escalate if terms.escalate is None else terms.escalate,
+            stream=terms.stream,
+            images=measured.images,
+            small_images=measured.small_images,
+            opaque=measured.opaque,
+            predicted_tokens=measured.predicted_tokens,
+        )
+
+
+def rank_of(quality: str) -> int:
+    """0 basic, 1 medium, 2 high."""
+    return QUALITIES.index(quality)
+
+
+def _demand(path: str, body: dict[str, Any], schema: bytes) -> tuple[bytes, bool]:
+    """The schema that the answer must satisfy, and whether it is from the request's own `response_format`."""
+    chat = path == "/chat/completions"
+    if schema:
+        if not chat:
+            raise InputError("invalid_body", "a schema needs a request to /v1/chat/completions", field="url")
+        if not isinstance(body.get("messages"), list):
+            raise InputError("invalid_body", "expected a list of messages", field="messages")
+        return schema, False
+    if not chat or "response_format" not in body or not isinstance(body.get("messages"), list):
+        return b"", False
+    try:
+        schema = own_schema(body["response_format"])
+    except ConfigError as error:
+        raise InputError("invalid_body", error.message, field="response_format") from None
+    # Of several choices each would have to be right, and a request has room for one value: they are left to the caller.
+    return (b"", False) if body.get("n") not in (None, 1) else (schema, bool(schema))
