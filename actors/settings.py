@@ -19,9 +19,11 @@ __all__ = [
     "HedgeSettings",
     "Limits",
     "Price",
+    "Quality",
     "RouterSettings",
     "RunawaySettings",
     "ScopeSettings",
+    "Settings",
     "StructuredSettings",
     "TierSettings",
 ]

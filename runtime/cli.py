@@ -1,4 +1,4 @@
-"""The command line: `raycade batch | status | budget | prompts | mock`. Options are read here; what they do is elsewhere.
+"""The command line: `raycade batch | serve | keys | status | budget | prompts | mock`. Options are read here, what they do is elsewhere.
 
 Every error that a user can make ends in one line on stderr and exit code 2; a traceback is a defect of ours.
 """
@@ -80,6 +80,36 @@ def batch(
         progress,
     )
     raise typer.Exit(run_job(options))
+
+
+@app.command()
+def serve(
+    config: Annotated[str | None, typer.Option("-c", "--config", help="Default: raycade.yaml.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need gateway.keys_file.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster to join.")] = None,
+) -> None:
+    """Serve the tiers behind one OpenAI-compatible address, until Ctrl-C or SIGTERM."""
+    from runtime.serve import run_gateway
+
+    raise typer.Exit(run_gateway(config, host, port, address))
+
+
+keys = typer.Typer(help="The gateway's keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+
+@keys.command("new")
+def keys_new(
+    name: Annotated[str, typer.Argument(help="Whose key it is; its budget is the scope key:NAME.")],
+    config: Annotated[str | None, typer.Option("-c", "--config", help="Default: raycade.yaml.")] = None,
+) -> None:
+    """Make a key, print it once, and add its hash to gateway.keys_file."""
+    from runtime.keys import new
+
+    raise typer.Exit(new(config, name))
 
 
 @app.command()

@@ -30,7 +30,7 @@ from actors.budget.actor import BudgetActor
 from actors.budget.rows import Snapshot
 from actors.coalescer.actor import CoalescerActor
 from actors.errors import ClusterError, RaycadeError
-from actors.lane import Lane, RayPeer
+from actors.lane import MAX_GAP_S, Lane, RayPeer
 from actors.messages import Request
 from actors.observer.scene import Report, Taken
 from actors.router.actor import RouterActor
@@ -64,24 +64,32 @@ class Cluster:
         """Actor handles by name, such as `router/0` or `tier/premium/1`."""
 
     @classmethod
-    async def start(cls, config: Config, prices: dict[str, Price], address: str | None = None) -> "Cluster":
+    async def start(
+        cls,
+        config: Config,
+        prices: dict[str, Price],
+        address: str | None = None,
+        routers: int | None = None,
+        kind: str = "job",
+    ) -> "Cluster":
         """Start or join Ray, and make the actors. Raises ClusterError.
 
+        `routers`: how many router actors; None: router.replicas. A gateway's replicas have routers of their own.
         `address`: a Ray cluster to join; None: the cluster this process was submitted to, if any, else an embedded one.
         """
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         embedded = address == "local"
         await asyncio.to_thread(_connect, address)
-        cluster = cls(config, f"job-{uuid4().hex[:8]}", embedded)
+        cluster = cls(config, f"{kind}-{uuid4().hex[:8]}", embedded)
         try:
-            await cluster._make_actors(prices)
+            await cluster._make_actors(prices, config.router.replicas if routers is None else routers)
         except BaseException:
             await cluster.close()
             raise
         return cluster
 
-    async def _make_actors(self, prices: dict[str, Price]) -> None:
-        config, prefix = self._config, self._prefix
+    async def _make_actors(self, prices: dict[str, Price], count: int) -> None:
+        config = self._config
         # Imported here, since a router's process imports this module too and has no use for the openai package.
         from actors.tier.actor import TierActor
 
@@ -90,20 +98,22 @@ class Cluster:
 
             # Where this program runs: scrapers and `raycade status` look for it on this machine.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-            file = sums_file(config.state_dir, prefix)
+            file = sums_file(config.state_dir, self._prefix)
             self._make("observer", ObserverActor, file, config.telemetry.metrics_port, scheduling_strategy=here)
         self._make("budget", BudgetActor, config.budget, config.ledger_place)
         self._make("coalescer", CoalescerActor, config.coalesce)
         for tier in config.tiers:
             for index in range(tier.replicas):
                 self._make(f"tier/{tier.name}/{index}", TierActor, tier)
-        for index in range(config.router.replicas):
-            make = partial(
-                _make_router, prefix, index, config, prices, _digest(), FailureLog(os.path.abspath(config.state_dir))
-            )
-            self._make(f"router/{index}", RouterActor, make)
+        for index in range(count):
+            self._make(f"router/{index}", RouterActor, partial(self.router_maker(prices), f"router/{index}"))
         routers = [name for name in self.handles if name.startswith("router/")]
         await asyncio.gather(*(self._ask(name, "open", timeout_s=READY_TIMEOUT_S) for name in routers))
+
+    def router_maker(self, prices: dict[str, Price]) -> Callable[..., Router]:
+        """What builds a Router, given its name, in whichever process of the cluster calls it; see `_make_router`."""
+        failures = FailureLog(os.path.abspath(self._config.state_dir))
+        return partial(_make_router, self._prefix, self._config, prices, _digest(), failures)
 
     def _make(self, name: str, plain: type, *args: object, **placed: object) -> None:
         options = {
@@ -207,13 +217,22 @@ def _connect(address: str) -> None:
 
 
 def _make_router(
-    prefix: str, index: int, config: Config, prices: dict[str, Price], digest: str, failures: FailureLog
+    prefix: str,
+    config: Config,
+    prices: dict[str, Price],
+    digest: str,
+    failures: FailureLog,
+    name: str,
+    max_gap_s: float = MAX_GAP_S,
 ) -> Router:
-    """Build the Router inside its actor's process, from the names of the other actors. Raises ClusterError."""
+    """Build a Router in the process that hosts it, from the names of the other actors. Raises ClusterError.
+
+    `max_gap_s`: of its lanes; small where somebody waits for every word.
+    """
     _check_code(digest)
 
-    def find(name: str) -> Any:
-        return ray.get_actor(f"{prefix}/{name}", namespace=NAMESPACE)
+    def find(actor: str) -> Any:
+        return ray.get_actor(f"{prefix}/{actor}", namespace=NAMESPACE)
 
     budget = find("budget")
 
@@ -223,7 +242,7 @@ def _make_router(
     tiers = [[RayPeer(find(f"tier/{tier.name}/{i}"), _cancel) for i in range(tier.replicas)] for tier in config.tiers]
     peers = Peers(tiers, RayPeer(find("coalescer"), _cancel) if config.coalesce.enabled else None, exchange)
     return Router(
-        f"{prefix}/router/{index}",
+        f"{prefix}/{name}",
         config.tiers,
         prices,
         config.router,
@@ -231,6 +250,7 @@ def _make_router(
         config.coalesce,
         peers,
         failures,
+        max_gap_s,
     )
 
 

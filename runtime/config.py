@@ -77,6 +77,13 @@ class PromptSettings(Settings):
 class GatewaySettings(Settings):
     keys_file: str | None = Field(default=None, min_length=1)
     max_body_mb: float = Field(default=10.0, gt=0, le=1024)
+    max_queued: int = Field(default=1000, ge=1)
+    """Requests in one replica at once; beyond it the answer is 429."""
+    replicas: int = Field(default=1, ge=1, le=1000)
+    max_replicas: int | None = Field(default=None, ge=1, le=1000)
+    """More than `replicas`: as many as the load needs, up to so many."""
+    drain_s: float = Field(default=60.0, gt=0, le=3600)
+    """At shutdown, how long answers that are under way may take to end."""
 
 
 class TelemetrySettings(Settings):

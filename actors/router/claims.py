@@ -19,7 +19,7 @@ from actors.coalescer.actor import Claim, Finish, Leave, Linger, Publish
 from actors.coalescer.runaway import Runaway
 from actors.coalescer.table import Lead, Shared
 from actors.errors import ActorLost, LaneClosed, LaneTimeout, RunawayLoop
-from actors.lane import Lane, Peer
+from actors.lane import MAX_GAP_S, Lane, Peer
 from actors.messages import Amount, Failure, Request, Result
 from actors.settings import CoalesceSettings
 
@@ -37,9 +37,15 @@ NOTHING = Amount()
 class Claims:
     """One a router. The lane is opened and closed with the router's others."""
 
-    def __init__(self, owner: str, peer: Peer, settings: CoalesceSettings) -> None:
+    def __init__(self, owner: str, peer: Peer, settings: CoalesceSettings, max_gap_s: float = MAX_GAP_S) -> None:
         self.lane: Lane[Any, Any] = Lane(
-            owner, peer, name="coalescer", on_up=self._lane_is, weigh=_weigh, keep_waiting=False
+            owner,
+            peer,
+            name="coalescer",
+            on_up=self._lane_is,
+            weigh=_weigh,
+            keep_waiting=False,
+            max_gap_s=max_gap_s,
         )
         self._across_keys = settings.across_keys
         self._claimants = 0

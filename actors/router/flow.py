@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from actors.budget.exchange import Exchange, Exchanged
 from actors.budget.lease import LeaseBook
-from actors.lane import Lane, Peer
+from actors.lane import MAX_GAP_S, Lane, Peer
 from actors.messages import Amount, Answer, Failure, Health, Refusal, Request, Result, TierCall, Usage
 from actors.router.asking import ask
 from actors.router.attempts import Attempts, RouterTier
@@ -61,12 +61,15 @@ class Router:
         coalesce: CoalesceSettings,
         peers: Peers,
         failures: FailureLog | None = None,
+        max_gap_s: float = MAX_GAP_S,
     ) -> None:
+        """`max_gap_s`: of the lanes to the other actors; small where somebody waits for every word."""
         now = time.monotonic()
         self.name = name
         self._settings = settings
         self._coalesce = coalesce
         self._peers = peers
+        self._max_gap_s = max_gap_s
         self._tiers = [RouterTier(index, tier, prices[tier.name], now) for index, tier in enumerate(tiers)]
         self._states = [tier.state for tier in self._tiers]
         self._names = [tier.name for tier in tiers]
@@ -95,10 +98,11 @@ class Router:
                     on_up=partial(setattr, actor, "up"),
                     weigh=lambda call: len(call.body) + 250,
                     keep_waiting=False,
+                    max_gap_s=self._max_gap_s,
                 )
                 tier.lanes.append(lane)
         if self._peers.coalescer is not None and self._coalesce.enabled:
-            self._claims = Claims(self.name, self._peers.coalescer, self._coalesce)
+            self._claims = Claims(self.name, self._peers.coalescer, self._coalesce, self._max_gap_s)
         self._purse.open()
         opening = [lane.open(10.0) for lane in self._lanes()]
         await asyncio.gather(*opening, return_exceptions=True)  # a lane that is late opens by itself

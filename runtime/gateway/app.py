@@ -1,0 +1,233 @@
+"""The gateway's HTTP face: an ASGI application that any OpenAI client can talk to. Runs in each replica.
+
+A request's way: its route is found; the key is checked for that very route; it is counted in or refused; its body is
+read, bounded; the router answers; what came is passed on as it came. Nothing is decided by the Host header, a path
+that is spelled otherwise, or a field of the body; a path without a route has no handler at all.
+
+Every way out answers in OpenAI's shape and carries `x-request-id`.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+from uuid import uuid4
+
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from actors.messages import Failure, Result
+from actors.messages import Request as RouterRequest
+from runtime.gateway.asks import CONTENT, Ask, Asks
+from runtime.gateway.errors import HttpError, error_body, of_failure
+from runtime.gateway.keys import Key, KeyRing
+from runtime.gateway.limits import Gate
+
+__all__ = ["Answering", "GatewayApp"]
+
+BODY_TIMEOUT_S = 30.0
+"""A body that takes longer to arrive is not waited for."""
+NOBODY = Key("")
+"""Who calls where there are no keys, which is on loopback only."""
+JSON = b"application/json"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+Headers = list[tuple[bytes, bytes]]
+Handler = Callable[[Request, Key, str], Awaitable[Response]]
+
+
+class Answering(Protocol):
+    """The router, as the gateway uses it."""
+
+    async def run(self, request: RouterRequest) -> Result | Failure: ...
+
+
+class GatewayApp:
+    """One a replica. `keys` gives the current keys; None: there is no keys file."""
+
+    def __init__(
+        self,
+        router: Callable[[], Awaitable[Answering]],
+        asks: Asks,
+        keys: Callable[[], KeyRing | None],
+        gate: Gate,
+        max_body_bytes: int,
+    ) -> None:
+        self._router = router
+        self._asks = asks
+        self._keys = keys
+        self._gate = gate
+        self._max_body_bytes = max_body_bytes
+        self._created = int(time.time())
+        self.draining = False
+        routes = [Route("/healthz", self._health), Route("/readyz", self._ready)]
+        for path in CONTENT:
+            routes.append(self._route(f"/v1{path}", "POST", self._answer))
+        routes.append(self._route("/v1/models", "GET", self._models))
+        routes.append(self._route("/v1/models/{model:path}", "GET", self._model))
+        self.asgi = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_allowed})
+        # Starlette would answer /v1/models/ with a redirect to an address made of the Host header.
+        self.asgi.router.redirect_slashes = False
+
+    def _route(self, path: str, method: str, handler: Handler) -> Route:
+        """A route for callers with a key; there is no other way to make one here."""
+
+        async def endpoint(request: Request) -> Response:
+            request_id = _request_id(request.headers.get("x-request-id"))
+            try:
+                key = self._caller(request.headers.get("authorization"))
+                response = await handler(request, key, request_id)
+            except HttpError as error:
+                response = _response(error.status, error.body, error.headers)
+            except ClientDisconnect:
+                response = _response(499, error_body("the client went away", "cancelled"), [])
+            response.raw_headers.append((b"x-request-id", request_id.encode()))
+            return response
+
+        return Route(path, endpoint, methods=[method])
+
+    # ------------------------------------------------------------------ who
+
+    def _caller(self, authorization: str | None) -> Key:
+        """Whose request it is. Raises HttpError: whatever goes wrong here ends as nobody's."""
+        ring = self._keys()
+        if ring is None:
+            return NOBODY
+        scheme, _, presented = (authorization or "").partition(" ")
+        presented = presented.strip()
+        key = ring.find(presented) if scheme.lower() == "bearer" and presented else None
+        if key is None:
+            said = "the API key is not known here" if presented else "no API key: send Authorization: Bearer KEY"
+            raise HttpError(401, said, "authentication_error", "invalid_api_key")
+        return key
+
+    # ------------------------------------------------------------------ what
+
+    async def _answer(self, http: Request, key: Key, request_id: str) -> Response:
+        path = http.scope["route"].path.removeprefix("/v1")
+        if self.draining:
+            raise HttpError(503, "the gateway is shutting down", "server_error", "draining", None, 1.0)
+        self._gate.enter(key, time.monotonic())
+        try:
+            body = await self._body(http)
+            # The router's name for it must be its own; a client may say the same id twice.
+            ask = self._asks.read(f"req_{uuid4().hex}", path, body, http.headers, key)
+            if ask.stream:
+                raise HttpError(400, "streams are not served yet", code="not_supported", param="stream")
+            return await self._plain(http, ask)
+        finally:
+            self._gate.leave()
+
+    async def _plain(self, http: Request, ask: Ask) -> Response:
+        router = await self._router()
+        answering = asyncio.ensure_future(router.run(ask.request))
+        leaving = asyncio.ensure_future(_gone(http))
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                raise ClientDisconnect
+            done = answering.result()
+        finally:
+            answering.cancel()  # a call that nobody waits for is not paid for
+            leaving.cancel()
+        if isinstance(done, Failure):
+            failed = of_failure(done)
+            return _response(failed.status, failed.body, [*failed.headers, *_told(done)])
+        return _response(done.status, done.body, _told(done))
+
+    async def _body(self, http: Request) -> bytes:
+        """The body, bounded in size and in time."""
+        declared = http.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._max_body_bytes:
+            raise self._too_large()
+        if http.headers.get("content-encoding", "identity").lower() != "identity":
+            raise HttpError(415, "send the body as it is, without Content-Encoding", code="unsupported_encoding")
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for part in http.stream():
+                    size += len(part)
+                    if size > self._max_body_bytes:
+                        raise self._too_large()
+                    parts.append(part)
+        except TimeoutError:
+            raise HttpError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s", code="timeout") from None
+        return b"".join(parts)
+
+    def _too_large(self) -> HttpError:
+        most = f"{self._max_body_bytes / 1e6:g}"
+        return HttpError(413, f"the body is larger than {most} MB (gateway.max_body_mb)", code="body_too_large")
+
+    async def _models(self, http: Request, key: Key, request_id: str) -> Response:
+        data = [self._model_value(name) for name in self._asks.models(key)]
+        return _response(200, orjson.dumps({"object": "list", "data": data}), [])
+
+    async def _model(self, http: Request, key: Key, request_id: str) -> Response:
+        name = http.path_params["model"]
+        if name not in self._asks.models(key):
+            raise HttpError(404, f"there is no model {name!r:.80}", code="model_not_found", param="model")
+        return _response(200, orjson.dumps(self._model_value(name)), [])
+
+    def _model_value(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._created, "owned_by": "raycade"}
+
+    # ------------------------------------------------------------------ for those who run it
+
+    async def _health(self, http: Request) -> Response:
+        return _response(200, b'{"status":"ok"}', [])
+
+    async def _ready(self, http: Request) -> Response:
+        if self.draining:
+            return _response(503, b'{"status":"draining"}', [])
+        await self._router()
+        return _response(200, b'{"status":"ready"}', [])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.asgi(scope, receive, send)
+
+
+async def _gone(http: Request) -> None:
+    """Returns when the client has left. The body has been read: what comes next can only be that."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _told(done: Result | Failure) -> Headers:
+    """What is told beside an answer."""
+    headers = [
+        (b"x-raycade-attempts", str(len(done.attempts)).encode()),
+        (b"x-raycade-cost-usd", f"{done.cost.usd_micros / 1e6:.6f}".encode()),
+    ]
+    if isinstance(done, Result):
+        headers.append((b"x-raycade-tier", done.tier.encode()))
+        if done.coalesced:
+            headers.append((b"x-raycade-coalesced", b"true"))
+    return headers
+
+
+def _request_id(said: str | None) -> str:
+    return said if said is not None and _REQUEST_ID.fullmatch(said) else f"req_{uuid4().hex}"
+
+
+def _response(status: int, body: bytes, headers: Headers) -> Response:
+    response = Response(body, status)
+    response.raw_headers.append((b"content-type", JSON))
+    response.raw_headers.extend(headers)
+    return response
+
+
+async def _not_found(http: Request, error: Exception) -> Response:
+    message = f"there is nothing at {http.url.path!r:.120}; the API begins at /v1"
+    return _response(404, error_body(message, "invalid_request_error", "unknown_url"), [])
+
+
+async def _not_allowed(http: Request, error: Exception) -> Response:
+    headers: Mapping[str, str] = getattr(error, "headers", None) or {}
+    allowed = [(b"allow", headers["Allow"].encode())] if "Allow" in headers else []
+    message = f"{http.method} is not allowed here"
+    return _response(405, error_body(message, "invalid_request_error", "method_not_allowed"), allowed)

@@ -1,0 +1,167 @@
+"""From an HTTP request's parts to a request of the router: what is checked before anything is spent. Pure.
+
+Only the shape that our own rules need is checked here (the body is an object, its content is there, `stream` is a
+boolean); everything else passes through, and the endpoint judges it. What would choose an address, a key or a header
+upstream is refused: those are the operator's, and gateways have been robbed by passing them on.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
+from pydantic import Field, JsonValue, ValidationError
+
+from actors.errors import InputError
+from actors.messages import Request
+from actors.settings import QUALITIES, Quality, Settings, TierSettings
+from runtime.encode import BodyEncoder, Terms, rank_of
+from runtime.gateway.errors import HttpError
+from runtime.gateway.keys import Key
+
+__all__ = ["CONTENT", "Ask", "Asks"]
+
+CONTENT: Mapping[str, str] = {
+    "/chat/completions": "messages",
+    "/completions": "prompt",
+    "/embeddings": "input",
+    "/responses": "input",
+}
+"""By path below /v1: the field without which a request asks nothing."""
+
+OPERATORS_OWN = frozenset(
+    {
+        "api_base",
+        "api_key",
+        "api_version",
+        "base_url",
+        "custom_llm_provider",
+        "extra_body",
+        "extra_headers",
+        "extra_query",
+        "headers",
+        "litellm_params",
+        "organization",
+    }
+)
+"""Fields that some libraries obey when they stand in a body."""
+MAX_DEPTH_MESSAGE = "the body is nested too deeply, or holds what JSON has no words for"
+
+
+class Extras(Settings):
+    """The `raycade` object that a body may carry (`extra_body={"raycade": {...}}` in the openai package)."""
+
+    min_quality: Quality | None = None
+    deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    prompt: str | None = Field(None, min_length=1, max_length=200)
+    variables: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Ask(NamedTuple):
+    """A request that may be sent."""
+
+    request: Request
+    stream: bool
+    wants_usage: bool
+    """The caller asked for the usage chunk of a stream itself."""
+
+
+class Asks:
+    """Reads bodies. One a gateway; knows the tiers."""
+
+    def __init__(self, tiers: list[TierSettings], *, min_quality: str, deadline_s: float, share: bool) -> None:
+        self._encoder = BodyEncoder(tiers, deadline_s=deadline_s, share=share)
+        self._tiers = tiers
+        self._min_quality = rank_of(min_quality)
+        self._deadline_s = deadline_s
+
+    def models(self, key: Key) -> list[str]:
+        """What `model` may be for this key: `auto` and the names of its tiers."""
+        return ["auto", *(tier.name for tier in self._tiers if key.tiers is None or tier.name in key.tiers)]
+
+    def read(self, id: str, path: str, body: bytes, headers: Mapping[str, str], key: Key) -> Ask:
+        """The request in a POST to `path`. Raises HttpError with the field that is wrong."""
+        try:
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise HttpError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+        if not isinstance(value, dict):
+            raise HttpError(400, "expected a JSON object as the body", code="invalid_body")
+        for name in value.keys() & OPERATORS_OWN:
+            raise HttpError(400, f"a request cannot set {name} here", code="not_allowed", param=name)
+        extras = _extras(value.pop("raycade", None))
+        if extras.prompt is not None or extras.variables:
+            raise HttpError(400, "prompts are not served yet", code="not_supported", param="raycade.prompt")
+        content = CONTENT[path]
+        if value.get(content) is None and not (path == "/responses" and value.get("prompt") is not None):
+            raise HttpError(400, f"{content} is missing", code="missing_field", param=content)
+        if path == "/chat/completions" and not isinstance(value["messages"], list):
+            raise HttpError(400, "expected a list of messages", code="invalid_type", param="messages")
+        stream = value.get("stream")
+        if stream is not None and not isinstance(stream, bool):
+            raise HttpError(400, "expected true or false", code="invalid_type", param="stream")
+        request = self._request(id, path, value, headers, extras, key)
+        options = value.get("stream_options")
+        wants_usage = isinstance(options, dict) and options.get("include_usage") is True
+        return Ask(request, bool(stream), wants_usage)
+
+    def _request(
+        self, id: str, path: str, value: dict[str, Any], headers: Mapping[str, str], extras: Extras, key: Key
+    ) -> Request:
+        try:
+            request = self._encoder.request(
+                id,
+                path,
+                value,
+                Terms(
+                    min_quality=max(self._min_quality, _quality(headers, extras)),
+                    key=key.name,
+                    interactive=True,
+                    deadline_s=min(self._deadline_s, _deadline_s(headers, extras)),
+                ),
+            )
+        except InputError as error:
+            if error.code == "unknown_model":
+                names = ", ".join(self.models(key))
+                message = f"there is no model {value['model']!r:.80}; there are: {names}"
+                raise HttpError(404, message, code="model_not_found", param="model") from None
+            message = MAX_DEPTH_MESSAGE if error.field == "body" else error.message
+            raise HttpError(400, message, code=error.code, param=error.field or None) from None
+        return request
+
+
+def _extras(value: Any) -> Extras:
+    if value is None:
+        return Extras()
+    try:
+        return Extras.model_validate(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = ".".join(("raycade", *(str(step) for step in first["loc"])))
+        wrong = HttpError(400, f"{field}: {first['msg']}", code="invalid_field", param=field)
+    raise wrong
+
+
+def _quality(headers: Mapping[str, str], extras: Extras) -> int:
+    asked = headers.get("x-raycade-min-quality") or extras.min_quality
+    if not asked:
+        return 0
+    if asked not in QUALITIES:
+        raise HttpError(
+            400, f"x-raycade-min-quality: expected {', '.join(QUALITIES)}; found {asked!r:.40}", code="invalid_header"
+        )
+    return rank_of(asked)
+
+
+def _deadline_s(headers: Mapping[str, str], extras: Extras) -> float:
+    asked = headers.get("x-raycade-deadline")
+    if asked is None:
+        return extras.deadline_s or float("inf")
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise HttpError(
+            400, f"x-raycade-deadline: expected seconds, a number above 0; found {asked!r:.40}", code="invalid_header"
+        )
+    return seconds

@@ -1,0 +1,94 @@
+"""`raycade serve`: the OpenAI-compatible gateway, until it is told to stop.
+
+What can be wrong with configuration, keys or address is found before Ray starts. Without a keys file only this machine may
+call, so the address must be loopback.
+"""
+
+import asyncio
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+
+from actors.budget.store import open_store
+from actors.errors import ConfigError
+from runtime.config import Config, load_config, resolve_prices
+from runtime.gateway.keys import read_keys
+
+__all__ = ["run_gateway"]
+
+
+def run_gateway(
+    config_file: str | None, host: str, port: int, address: str | None, environ: Mapping[str, str] = os.environ
+) -> int:
+    """Serve until SIGINT or SIGTERM; exit code. Raises ConfigError and ClusterError."""
+    config = load_config(config_file, environ)
+    prices = resolve_prices(config)
+    config = with_keys(config)
+    _check_address(host, port, config)
+    if (address or environ.get("RAY_ADDRESS")) in (None, "", "local"):
+        open_store(config.ledger_place).close()
+    from runtime.gateway import deploy
+
+    deploy.prepare()
+    from runtime.cluster import Cluster
+
+    print("starting Ray and the actors ...", file=sys.stderr)
+    began = time.monotonic()
+    told = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: told.set())
+    cluster = asyncio.run(Cluster.start(config, prices, address, routers=0, kind="serve"))
+    try:
+        if not told.is_set():
+            deploy.start(cluster, config, prices, host, port)
+            shown = f"[{host}]" if ":" in host else host
+            print(f"ready after {time.monotonic() - began:.1f} s", file=sys.stderr)
+            print(f"http://{shown}:{port}/v1 serves: auto, {', '.join(tier.name for tier in config.tiers)}")
+            if config.gateway.keys_file is None:
+                print("no gateway.keys_file: whoever is on this machine may call, nobody else can", file=sys.stderr)
+            sys.stdout.flush()
+        told.wait()
+        print("stopping: answers under way are being finished ...", file=sys.stderr)
+        deploy.stop()
+    finally:
+        asyncio.run(cluster.close())
+    return 0
+
+
+def with_keys(config: Config) -> Config:
+    """The configuration with the budgets that the keys file gives to keys. Raises ConfigError."""
+    file = config.gateway.keys_file
+    if file is None:
+        return config
+    ring = read_keys(file, [tier.name for tier in config.tiers])
+    if not ring.by_hash:
+        raise ConfigError("there is no key in it; `raycade keys new NAME` makes one", file)
+    budgets = {key.name: key.budget for key in ring.keys if key.budget.model_fields_set}
+    if both := sorted(budgets.keys() & config.budget.keys.keys()):
+        raise ConfigError(f"the key {both[0]} has a budget here and in budget.keys of raycade.yaml", file)
+    merged = config.budget.model_copy(update={"keys": {**config.budget.keys, **budgets}})
+    return config.model_copy(update={"budget": merged})
+
+
+def _check_address(host: str, port: int, config: Config) -> None:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"{host!r:.80}: {error.strerror or error}", key="--host") from None
+    if config.gateway.keys_file is None and not all(ipaddress.ip_address(at[4][0]).is_loopback for at in found):
+        raise ConfigError(
+            f"{host} can be reached by others, and there is no gateway.keys_file: anyone could spend your money; "
+            "make a key with `raycade keys new NAME`, or serve on 127.0.0.1",
+            key="--host",
+        )
+    with socket.socket(found[0][0], socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(found[0][4])
+        except OSError as error:
+            raise ConfigError(f"{host}:{port}: {error.strerror or error}", key="--port") from None
