@@ -10,12 +10,12 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Mapping
 
 from actors.budget.store import open_store
 from actors.errors import ConfigError
+from actors.settings import Price
 from runtime.config import Config, load_config, resolve_prices
 from runtime.gateway.keys import read_keys
 
@@ -35,29 +35,35 @@ def run_gateway(
     from runtime.gateway import deploy
 
     deploy.prepare()
-    from runtime.cluster import Cluster
+    asyncio.run(_serve(config, prices, host, port, address))
+    return 0
 
+
+async def _serve(config: Config, prices: dict[str, Price], host: str, port: int, address: str | None) -> None:
+    """One loop for all of it: Ray's processes end with the thread that started them, and that is a thread of the loop's."""
+    from runtime.cluster import Cluster
+    from runtime.gateway import deploy
+
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
     print("starting Ray and the actors ...", file=sys.stderr)
     began = time.monotonic()
-    told = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: told.set())
-    cluster = asyncio.run(Cluster.start(config, prices, address, routers=0, kind="serve"))
+    cluster = await Cluster.start(config, prices, address, routers=0, kind="serve")
     try:
         if not told.is_set():
-            deploy.start(cluster, config, prices, host, port)
+            # Serve waits by itself, and inside of a loop its shutdown takes half a minute.
+            await asyncio.to_thread(deploy.start, cluster, config, prices, host, port)
             shown = f"[{host}]" if ":" in host else host
             print(f"ready after {time.monotonic() - began:.1f} s", file=sys.stderr)
-            print(f"http://{shown}:{port}/v1 serves: auto, {', '.join(tier.name for tier in config.tiers)}")
+            print(f"http://{shown}:{port}/v1 serves: auto, {', '.join(tier.name for tier in config.tiers)}", flush=True)
             if config.gateway.keys_file is None:
                 print("no gateway.keys_file: whoever is on this machine may call, nobody else can", file=sys.stderr)
-            sys.stdout.flush()
-        told.wait()
-        print("stopping: answers under way are being finished ...", file=sys.stderr)
-        deploy.stop()
+            await told.wait()
+            print("stopping: answers under way are being finished ...", file=sys.stderr)
+            await asyncio.to_thread(deploy.stop)
     finally:
-        asyncio.run(cluster.close())
-    return 0
+        await cluster.close()
 
 
 def with_keys(config: Config) -> Config:

@@ -4,11 +4,10 @@ A request's way: its route is found; the key is checked for that very route; it 
 read, bounded; the router answers; what came is passed on as it came. Nothing is decided by the Host header, a path
 that is spelled otherwise, or a field of the body; a path without a route has no handler at all.
 
-Every way out answers in OpenAI's shape and carries `x-request-id`.
+Every way out answers in OpenAI's shape. `x-request-id`, the caller's or a new one, is put on every answer by Serve.
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
@@ -35,10 +34,9 @@ BODY_TIMEOUT_S = 30.0
 NOBODY = Key("")
 """Who calls where there are no keys, which is on loopback only."""
 JSON = b"application/json"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 Headers = list[tuple[bytes, bytes]]
-Handler = Callable[[Request, Key, str], Awaitable[Response]]
+Handler = Callable[[Request, Key], Awaitable[Response]]
 
 
 class Answering(Protocol):
@@ -78,15 +76,13 @@ class GatewayApp:
         """A route for callers with a key; there is no other way to make one here."""
 
         async def endpoint(request: Request) -> Response:
-            request_id = _request_id(request.headers.get("x-request-id"))
             try:
                 key = self._caller(request.headers.get("authorization"))
-                response = await handler(request, key, request_id)
+                response = await handler(request, key)
             except HttpError as error:
                 response = _response(error.status, error.body, error.headers)
             except ClientDisconnect:
                 response = _response(499, error_body("the client went away", "cancelled"), [])
-            response.raw_headers.append((b"x-request-id", request_id.encode()))
             return response
 
         return Route(path, endpoint, methods=[method])
@@ -108,7 +104,7 @@ class GatewayApp:
 
     # ------------------------------------------------------------------ what
 
-    async def _answer(self, http: Request, key: Key, request_id: str) -> Response:
+    async def _answer(self, http: Request, key: Key) -> Response:
         path = http.scope["route"].path.removeprefix("/v1")
         if self.draining:
             raise HttpError(503, "the gateway is shutting down", "server_error", "draining", None, 1.0)
@@ -163,11 +159,11 @@ class GatewayApp:
         most = f"{self._max_body_bytes / 1e6:g}"
         return HttpError(413, f"the body is larger than {most} MB (gateway.max_body_mb)", code="body_too_large")
 
-    async def _models(self, http: Request, key: Key, request_id: str) -> Response:
+    async def _models(self, http: Request, key: Key) -> Response:
         data = [self._model_value(name) for name in self._asks.models(key)]
         return _response(200, orjson.dumps({"object": "list", "data": data}), [])
 
-    async def _model(self, http: Request, key: Key, request_id: str) -> Response:
+    async def _model(self, http: Request, key: Key) -> Response:
         name = http.path_params["model"]
         if name not in self._asks.models(key):
             raise HttpError(404, f"there is no model {name!r:.80}", code="model_not_found", param="model")
@@ -208,10 +204,6 @@ def _told(done: Result | Failure) -> Headers:
         if done.coalesced:
             headers.append((b"x-raycade-coalesced", b"true"))
     return headers
-
-
-def _request_id(said: str | None) -> str:
-    return said if said is not None and _REQUEST_ID.fullmatch(said) else f"req_{uuid4().hex}"
 
 
 def _response(status: int, body: bytes, headers: Headers) -> Response:

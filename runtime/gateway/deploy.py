@@ -17,7 +17,6 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from actors.errors import ClusterError
@@ -65,7 +64,6 @@ def start(cluster: Cluster, config: Config, prices: dict[str, Any], host: str, p
     """Run the gateway's replicas and wait until they answer. Call it outside of an event loop. Raises ClusterError."""
     from ray import serve
 
-    build = partial(_build, cluster.router_maker(prices), config)
     gateway = config.gateway
     most = gateway.max_replicas or gateway.replicas
     options: dict[str, Any] = {
@@ -75,6 +73,7 @@ def start(cluster: Cluster, config: Config, prices: dict[str, Any], host: str, p
         "ray_actor_options": {"num_cpus": 0},
         "graceful_shutdown_timeout_s": gateway.drain_s,
         "graceful_shutdown_wait_loop_s": 0.25,
+        "logging_config": {"enable_access_log": False},
     }
     if most > gateway.replicas:
         options["autoscaling_config"] = {
@@ -86,8 +85,8 @@ def start(cluster: Cluster, config: Config, prices: dict[str, Any], host: str, p
         options["num_replicas"] = gateway.replicas
     try:
         serve.start(http_options={"host": host, "port": port}, proxy_location="EveryNode")
-        deployment = serve.deployment(**options)(serve.ingress(build)())
-        serve.run(deployment.bind(), name=APP, route_prefix="/")
+        deployment = serve.deployment(**options)(serve.ingress()(_Replica))
+        serve.run(deployment.bind(cluster.router_maker(prices), config), name=APP, route_prefix="/")
     except Exception as error:  # Serve raises RuntimeError and Ray's own for whatever went wrong in its processes
         reason = next(iter(str(error).splitlines()), "")
         raise ClusterError(f"the gateway did not start: {type(error).__name__}: {reason}"[:300]) from None
@@ -103,38 +102,49 @@ def stop() -> None:
         serve.shutdown()
 
 
-def _build(maker: Callable[..., Router], config: Config) -> GatewayApp:
-    """The application, inside a replica."""
-    from ray.serve import get_replica_context
+class _Replica:
+    """One replica, as Serve makes it: a Router of its own behind the application."""
 
-    replica = get_replica_context().replica_id.unique_id
-    lock = asyncio.Lock()
-    routers: list[Router] = []
+    def __init__(self, make: Callable[..., Router], config: Config) -> None:
+        self._make, self._config = make, config
+        self._router: Router | None = None
+        self._opening = asyncio.Lock()
 
-    async def router() -> Router:
-        if not routers:
-            async with lock:
-                if not routers:
-                    made = maker(f"gateway/{replica}", max_gap_s=GAP_S)
-                    await made.open()
-                    routers.append(made)
-        return routers[0]
+    def __serve_build_asgi_app__(self) -> Any:
+        config, gateway = self._config, self._config.gateway
+        keyfile = KeyFile(gateway.keys_file, [tier.name for tier in config.tiers]) if gateway.keys_file else None
+        asks = Asks(
+            config.tiers,
+            min_quality=config.router.min_quality,
+            deadline_s=config.router.deadline_s,
+            share=config.coalesce.enabled,
+        )
+        app = GatewayApp(
+            self._opened,
+            asks,
+            keyfile.ring if keyfile is not None else lambda: None,
+            Gate(gateway.max_queued, 1.0 / (gateway.max_replicas or gateway.replicas)),
+            int(gateway.max_body_mb * 1_000_000),
+        )
+        return app.asgi
 
-    gateway = config.gateway
-    keyfile = KeyFile(gateway.keys_file, [tier.name for tier in config.tiers]) if gateway.keys_file else None
-    asks = Asks(
-        config.tiers,
-        min_quality=config.router.min_quality,
-        deadline_s=config.router.deadline_s,
-        share=config.coalesce.enabled,
-    )
-    return GatewayApp(
-        router,
-        asks,
-        keyfile.ring if keyfile is not None else lambda: None,
-        Gate(gateway.max_queued, 1.0 / (gateway.max_replicas or gateway.replicas)),
-        int(gateway.max_body_mb * 1_000_000),
-    )
+    async def __del__(self) -> None:
+        """Serve awaits this once the replica's requests have ended: what is held of the budget goes back."""
+        if self._router is not None:
+            router, self._router = self._router, None
+            await router.close()
+
+    async def _opened(self) -> Router:
+        if self._router is None:
+            async with self._opening:
+                if self._router is None:
+                    from ray.serve import get_replica_context
+
+                    replica = get_replica_context().replica_id.unique_id
+                    router = self._make(f"gateway/{replica}", max_gap_s=GAP_S)
+                    await router.open()
+                    self._router = router
+        return self._router
 
 
 def _free_port() -> int:
