@@ -200,7 +200,7 @@ class LaneServer(Generic[Item, Done]):
 
     def __init__(
         self,
-        start: Callable[[str, Item, Complete[Done]], Cancel | None],
+        start: Callable[[str, Item, Complete[Done | Part]], Cancel | None],
         note: Callable[[], object] = lambda: None,
         on_closed: Callable[[str], None] = lambda lane: None,
         weigh: Callable[[Done], int] = lambda done: 200,
@@ -339,15 +339,15 @@ class LaneHost:
 
 
 def as_tasks(
-    handle: Callable[[Item, Callable[[Part], None]], Any], failed: Callable[[Exception], Done]
-) -> Callable[[str, Item, Complete[Done]], Cancel | None]:
+    handle: Callable[[Item, Complete[Part]], Any], failed: Callable[[Exception], Done]
+) -> Callable[[str, Item, Complete[Done | Part]], Cancel | None]:
     """A `start` for LaneServer that runs the coroutine function `handle(item, say)` as one task an item.
 
     `say(Part(...))` passes a part on. Whatever it raises becomes `failed(error)`, so an item completes also when the code that serves it is wrong.
     """
     tasks: set[asyncio.Task[None]] = set()
 
-    async def run(item: Item, complete: Callable[[Any], None]) -> None:
+    async def run(item: Item, complete: Complete[Done | Part]) -> None:
         try:
             done = await handle(item, complete)
         except asyncio.CancelledError:
@@ -359,7 +359,7 @@ def as_tasks(
             done = failed(error)
         complete(done)
 
-    def start(lane: str, item: Item, complete: Complete[Done]) -> Cancel:
+    def start(lane: str, item: Item, complete: Complete[Done | Part]) -> Cancel:
         task = asyncio.get_running_loop().create_task(run(item, complete))
         tasks.add(task)  # the loop itself holds tasks only weakly
         task.add_done_callback(tasks.discard)

@@ -14,12 +14,15 @@ __all__ = [
     "Answer",
     "Attempt",
     "Billed",
+    "Chunk",
     "Failure",
     "FailureKind",
     "Health",
     "Refusal",
     "Request",
     "Result",
+    "StreamTerms",
+    "Streaming",
     "TierCall",
     "Usage",
     "pickled_flat",
@@ -210,6 +213,24 @@ class Failure(NamedTuple):
     """Replies that did not satisfy the schema."""
 
 
+class StreamTerms(NamedTuple):
+    """How a streamed attempt is read."""
+
+    first_token_timeout_s: float
+    """From sending to the first part of the answer."""
+    stall_timeout_s: float
+    """Each wait for more, from then on."""
+    choices: int = 1
+
+
+class Chunk(NamedTuple):
+    """One event of a stream, as it came."""
+
+    data: bytes
+    text: str
+    """What its only choice says in it; empty where there are several choices, and where it says nothing."""
+
+
 class TierCall(NamedTuple):
     """Router -> tier: one attempt."""
 
@@ -229,6 +250,20 @@ class TierCall(NamedTuple):
     """The number of an endpoint that is used only when no other is ready: it has, or has failed, this request before."""
     held: int = 0
     """Endpoints (bit by number) that are out at the actor which probes them for the whole tier: avoided, never probed."""
+    stream: StreamTerms | None = None
+    """The answer is streamed: Chunks come first, and the Answer at the end has no body."""
+
+
+class Streaming(NamedTuple):
+    """What an answer that was streamed tells beside its usage."""
+
+    first_token_s: float
+    most_tokens: int
+    """An upper bound of the completion's tokens, from what was sent: for an answer that does not tell its usage."""
+    events: int
+    """With a part of the answer in them."""
+    malformed: int
+    """That could not be read, and were passed over."""
 
 
 class Answer(NamedTuple):
@@ -241,6 +276,7 @@ class Answer(NamedTuple):
     duration_s: float
     endpoint: int = 0
     """The number of the endpoint that answered, among the tier's `base_url`s."""
+    streaming: Streaming | None = None
 
 
 class Refusal(NamedTuple):
@@ -295,3 +331,4 @@ def _type_and_fields(value: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
 
 
 pickled_flat(Usage, Amount, Account, Request, Attempt, Result, Failure, TierCall, Answer, Refusal, Health)
+pickled_flat(StreamTerms, Streaming, Chunk)

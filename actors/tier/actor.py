@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from actors.errors import ConfigError
-from actors.lane import Cancel, Complete, LaneHost, LaneServer
-from actors.messages import Answer, Failure, Health, Refusal, TierCall
+from actors.lane import Cancel, Complete, LaneHost, LaneServer, Part
+from actors.messages import Answer, Chunk, Failure, Health, Refusal, TierCall
 from actors.settings import TierSettings
 from actors.tier.breaker import Outcome, Permit
 from actors.tier.classify import Whole, classify_error, classify_reply
 from actors.tier.endpoints import make_transports
 from actors.tier.limiter import RateLimits
+from actors.tier.streaming import stream_call
 from actors.tier.transport import Transport, TransportError
 from actors.tier.upstream import Balancer, Busy, Upstream
 
@@ -39,7 +40,7 @@ class _Queued:
 
     __slots__ = ("avoid", "call", "cancelled", "complete", "expires", "paid", "started", "task")
 
-    def __init__(self, call: TierCall, complete: Complete[TierReply], expires: float) -> None:
+    def __init__(self, call: TierCall, complete: Complete[TierReply | Part], expires: float) -> None:
         self.call = call
         self.complete = complete
         self.expires = expires
@@ -77,9 +78,7 @@ class TierActor(LaneHost):
         self._queue: deque[_Queued] = deque()
         self._pump_at: asyncio.TimerHandle | None = None
         self._sweeping = False
-        self._server: LaneServer[TierCall, TierReply] = LaneServer(
-            self._start, note=self.health, weigh=lambda done: len(getattr(done, "body", b"")) + 200
-        )
+        self._server: LaneServer[TierCall, TierReply] = LaneServer(self._start, note=self.health, weigh=_weigh)
 
     # ------------------------------------------------------------------ what the router calls
 
@@ -103,7 +102,7 @@ class TierActor(LaneHost):
 
     # ------------------------------------------------------------------ the way of a call
 
-    def _start(self, lane: str, call: TierCall, complete: Complete[TierReply]) -> Cancel | None:
+    def _start(self, lane: str, call: TierCall, complete: Complete[TierReply | Part]) -> Cancel | None:
         queued = _Queued(call, complete, time.monotonic() + call.queue_s)
         self._queue.append(queued)
         self._pump()
@@ -172,7 +171,7 @@ class TierActor(LaneHost):
                 done = await self._wait_for_rate(queued)
                 began = time.monotonic()
             if done is None and upstream.takes(permit, began):  # else it went out meanwhile
-                done = await self._send(queued.call, upstream)
+                done = await self._send(queued, upstream)
                 outcome = upstream.learn(done, queued.call.path, time.monotonic())
                 if isinstance(done, Failure) and done.kind in ("auth", "not_found"):
                     done = self._elsewhere(queued, upstream, done)
@@ -187,7 +186,10 @@ class TierActor(LaneHost):
         finally:
             now = time.monotonic()
             said = done.message if isinstance(done, Failure) else ""
-            self._balancer.settle(upstream, permit, outcome, now, now - began, said)
+            took_s = now - began
+            if isinstance(done, Answer) and done.streaming is not None:
+                took_s = done.streaming.first_token_s  # a long answer is no slow call
+            self._balancer.settle(upstream, permit, outcome, now, took_s, said)
             if done is not None:  # None: it waits again, or was cancelled and nobody waits for it
                 queued.complete(done)
             self._pump()
@@ -217,15 +219,23 @@ class TierActor(LaneHost):
         queued.task, queued.started = None, False
         self._queue.appendleft(queued)
 
-    async def _send(self, call: TierCall, upstream: Upstream) -> Answer | Failure:
+    async def _send(self, queued: _Queued, upstream: Upstream) -> Answer | Failure:
+        call = queued.call
         if not self._transports:
             try:
                 self._transports, self._secrets = self._make_transports(self._settings)
             except ConfigError as error:
                 return Failure("auth", str(error), endpoint=upstream.index)
+        transport = self._transports[upstream.index]
+        if call.stream is not None:
+
+            def say(chunks: list[Chunk]) -> None:
+                queued.complete(Part(chunks))
+
+            return await stream_call(transport, call, call.stream, upstream.index, self._secrets, say)
         started = time.monotonic()
         try:
-            reply = await self._transports[upstream.index].send(call.path, call.body, call.timeout_s)
+            reply = await transport.send(call.path, call.body, call.timeout_s)
         except TransportError as error:
             return classify_error(error, self._secrets)._replace(endpoint=upstream.index)
         now = time.monotonic()
@@ -249,3 +259,9 @@ class TierActor(LaneHost):
         self._sweeping = bool(self._queue)
         if self._sweeping:
             asyncio.get_running_loop().call_later(QUEUE_SWEEP_S, self._sweep)
+
+
+def _weigh(done: object) -> int:
+    if isinstance(done, list):
+        return sum(len(chunk.data) + len(chunk.text) + 60 for chunk in done)
+    return len(getattr(done, "body", b"")) + 200

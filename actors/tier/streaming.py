@@ -1,17 +1,105 @@
-"""From a streamed reply to its story: the loop between the transport, the events and the rules of a stream.
+"""One streamed call of a tier: from the transport's bytes to what the caller is told, as it comes.
 
-The tier actor iterates over it, and passes on what comes; it decides nothing itself.
+    transport.stream    bytes, cut anywhere            (transport.py)
+      EventParser       the data of each event         (sse.py)
+        StreamReader    what it says, and when it ends (stream_rules.py)
+          say           the deltas of one read, together
+
+Nothing is said before the first part of an answer: an endpoint that accepts, greets and then falls silent has said
+nothing that another tier could not say instead. An endpoint that answers a stream with one whole reply has that reply
+said as a single delta.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 
-from actors.messages import Failure
+import orjson
+
+from actors.messages import Answer, Chunk, Failure, Streaming, StreamTerms, TierCall
+from actors.tier.classify import Whole, classify_error, classify_reply
 from actors.tier.sse import EventParser
-from actors.tier.stream_rules import USAGE_GRACE_S, Broken, Complete, Delta, StreamReader
-from actors.tier.transport import Streamed, TransportError, leave
+from actors.tier.stream_rules import USAGE_GRACE_S, Broken, Complete, Delta, StreamReader, ask_usage, is_stream
+from actors.tier.transport import Reply, Streamed, Transport, TransportError, leave, read_whole
 
-__all__ = ["follow"]
+__all__ = ["follow", "stream_call"]
+
+LEAVE_S = 0.02
+"""How long the end of a finished answer's body may take before its connection is given up: its caller waits meanwhile."""
+
+Say = Callable[[list[Chunk]], object]
+
+
+async def stream_call(
+    transport: Transport, call: TierCall, terms: StreamTerms, endpoint: int, secrets: Sequence[str], say: Say
+) -> Answer | Failure:
+    """Make a streamed call. `say` gets the chunks of each read. Cancelling closes the connection."""
+    began = time.monotonic()
+    body, usage_for_caller = ask_usage(call.body)
+    reader = StreamReader(call.path, terms.choices, usage_for_caller, True, secrets)
+    first_s = min(call.timeout_s, terms.first_token_timeout_s)
+    status, first_token_s = 0, 0.0
+    held: list[Chunk] = []
+    ended: Complete | Broken
+    try:
+        async with asyncio.timeout(call.timeout_s):
+            streamed = await transport.stream(call.path, body, first_s, terms.stall_timeout_s)
+            status = streamed.status
+            if not is_stream(status, streamed.headers):
+                reply = await read_whole(streamed, first_s)
+                return _whole(reply, call, endpoint, secrets, usage_for_caller, time.monotonic() - began, say)
+            async for step in follow(streamed, reader, max(0.001, began + first_s - time.monotonic())):
+                if isinstance(step, list):
+                    held += [Chunk(delta.data, delta.text) for delta in step]
+                    if first_token_s or reader.finished or any(delta.said for delta in step):
+                        first_token_s = first_token_s or max(1e-6, time.monotonic() - began)
+                        say(held)
+                        held = []
+                else:
+                    ended = step
+    except TransportError as error:
+        return classify_error(error, secrets)._replace(endpoint=endpoint)
+    except TimeoutError:
+        ended = reader.lost(TransportError("timeout", f"no end within {call.timeout_s:g} s", sent=True))
+    if isinstance(ended, Broken):
+        return ended.failure._replace(endpoint=endpoint)
+    took_s = time.monotonic() - began
+    streaming = Streaming(first_token_s or took_s, reader.most_tokens, reader.said_tokens, ended.malformed)
+    return Answer(b"", status, ended.usage, ended.model, took_s, endpoint, streaming)
+
+
+def _whole(
+    reply: Reply,
+    call: TierCall,
+    endpoint: int,
+    secrets: Sequence[str],
+    usage_for_caller: bool,
+    took_s: float,
+    say: Say,
+) -> Answer | Failure:
+    """An error, or an answer that came in one piece after all."""
+    outcome = classify_reply(reply.status, reply.headers, reply.body, call.path, time.time(), secrets)
+    if not isinstance(outcome, Whole):
+        return outcome._replace(endpoint=endpoint)
+    say([Chunk(*_as_delta(reply.body, usage_for_caller))])
+    streaming = Streaming(took_s, len(reply.body), 1, 0)
+    return Answer(b"", reply.status, outcome.usage, outcome.model, took_s, endpoint, streaming)
+
+
+def _as_delta(body: bytes, usage_for_caller: bool) -> tuple[bytes, str]:
+    """A whole answer as the one event of a stream, and its text if it has one choice."""
+    value = orjson.loads(body)
+    text = ""
+    for choice in value["choices"]:
+        if "message" in choice:
+            choice["delta"] = choice.pop("message")
+            text = choice["delta"].get("content") or ""
+        else:
+            text = choice.get("text") or ""
+    value["object"] = {"chat.completion": "chat.completion.chunk"}.get(value.get("object"), value.get("object"))
+    if not usage_for_caller:
+        value.pop("usage", None)
+    return orjson.dumps(value), text if len(value["choices"]) == 1 else ""
 
 
 async def follow(
@@ -59,6 +147,6 @@ async def follow(
         yield end
     finally:
         if isinstance(end, Complete):
-            await leave(streamed)
+            await leave(streamed, LEAVE_S)
         else:
             await streamed.aclose()
