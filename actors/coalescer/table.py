@@ -110,6 +110,24 @@ class Table(Generic[Ticket]):
         self._entries[key] = _Entry(ticket, self._generation, now + lease_s)
         return Lead(self._generation)
 
+    def lead(self, key: bytes) -> Ticket | None:
+        """Who makes the call for `key` now."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry.lead
+
+    def key(self, ticket: Ticket) -> bytes | None:
+        """What a claimant leads or follows."""
+        return self._keys.get(ticket)
+
+    def followers(self, key: bytes) -> tuple[Ticket, ...]:
+        """Who waits for what the lead of `key` gets."""
+        entry = self._entries.get(key)
+        return () if entry is None else tuple(entry.followers)
+
+    def leads(self, key: bytes, generation: int) -> bool:
+        """Whether this is still the generation that makes the call."""
+        return self._current(key, generation) is not None
+
     def finish(self, key: bytes, generation: int) -> bool:
         """The lead has an answer. True: somebody wants it, publish it."""
         entry = self._current(key, generation)

@@ -13,9 +13,9 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, assert_never
+from typing import Any, NamedTuple, assert_never
 
-from actors.coalescer.actor import Claim, Finish, Leave, Linger, Publish
+from actors.coalescer.actor import Claim, Finish, Leave, Linger, Publish, Say
 from actors.coalescer.runaway import Runaway
 from actors.coalescer.table import Lead, Shared
 from actors.errors import ActorLost, LaneClosed, LaneTimeout, RunawayLoop
@@ -34,6 +34,21 @@ FINISH_S = 0.01
 NOTHING = Amount()
 
 
+def _nothing() -> None:
+    pass
+
+
+class _Finished(NamedTuple):
+    """A lead that has ended with what others may share."""
+
+    key: bytes
+    generation: int
+    shared: Any
+    size: int
+    keep: bool
+    then: Callable[[], object]
+
+
 class Claims:
     """One a router. The lane is opened and closed with the router's others."""
 
@@ -49,7 +64,7 @@ class Claims:
         )
         self._across_keys = settings.across_keys
         self._claimants = 0
-        self._finished: list[tuple[bytes, int, Result | Failure]] = []
+        self._finished: list[_Finished] = []
         """Leads that have ended and that the coalescer has not been told of."""
         self._lingering: dict[asyncio.Task[Result | Failure], None] = {}
         self._closed = False
@@ -68,9 +83,8 @@ class Claims:
         """The answer to a request with a digest: another's, or what `answer` brings, which others may then share."""
         if not self.lane.up:
             return await answer(request)
-        self._claimants += 1
-        claimant = self._claimants
-        key = self._key(request)
+        claimant = self.next_claimant()
+        key = self.key(request)
         lease_s = request.deadline_s + LEAD_GRACE_S
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -87,7 +101,7 @@ class Claims:
                 try:
                     return await caller  # what asyncio.shield would do costs three times as much
                 except asyncio.CancelledError:
-                    self._linger(claimant, call, lease_s)
+                    self.linger(claimant, call, lease_s)
                     raise
             case Shared():
                 shared: Result | Failure = claimed.result
@@ -95,37 +109,27 @@ class Claims:
                     return shared._replace(coalesced=True, cost=NOTHING, attempts=())
                 return shared._replace(cost=NOTHING, attempts=())
             case Runaway():
-                return _refused(request, claimed)
+                return refused(request, claimed)
             case None:
                 return await answer(request)
             case _:
                 assert_never(claimed)
 
-    # ------------------------------------------------------------------ inside
+    # ------------------------------------------------------------------ also for streams (stream_claims.py)
 
-    def _key(self, request: Request) -> bytes:
-        """Callers share with their own kind only, whichever door they come through, unless told otherwise."""
+    def next_claimant(self) -> int:
+        self._claimants += 1
+        return self._claimants
+
+    def key(self, request: Request) -> bytes:
+        """Callers share with their own kind only, whichever door they come through, unless told otherwise; and streams
+        with streams."""
+        key = request.digest if not request.stream else hashlib.sha256(b"stream" + request.digest).digest()
         if self._across_keys or not request.key:
-            return request.digest
-        return hashlib.sha256(request.digest + request.key.encode()).digest()
+            return key
+        return hashlib.sha256(key + request.key.encode()).digest()
 
-    async def _claim(
-        self, key: bytes, claimant: int, timeout_s: float, lease_s: float
-    ) -> Lead | Shared | Runaway | None:
-        """Claim a key. None: the coalescer is lost, or did not answer in time."""
-        try:
-            claimed: Lead | Shared | Runaway = await self.lane.call(Claim(key, lease_s, claimant), timeout_s)
-        except (asyncio.CancelledError, LaneTimeout) as error:
-            # The lane has cancelled the claim. But a Lead may have been on its way, and nobody else would ever get it.
-            self._tell(Leave(claimant))
-            if isinstance(error, LaneTimeout):
-                return None
-            raise
-        except (ActorLost, LaneClosed):
-            return None
-        return claimed
-
-    def _linger(self, claimant: int, call: "asyncio.Task[Result | Failure]", lease_s: float) -> None:
+    def linger(self, claimant: int, call: "asyncio.Task[Result | Failure]", lease_s: float) -> None:
         """The caller is gone. The call ends as soon as nobody else waits for it, or nobody can tell."""
         if call.done():
             return
@@ -138,6 +142,51 @@ class Claims:
             self.lane.post(Linger(claimant), lambda done: _stop(call), lease_s)
         except LaneClosed:
             _stop(call)
+
+    def end_lead(
+        self,
+        key: bytes,
+        generation: int,
+        claimant: int,
+        done: Result | Failure | None,
+        shared: Any = None,
+        size: int | None = None,
+        keep: bool = True,
+        then: Callable[[], object] = _nothing,
+    ) -> None:
+        """Tell the coalescer how a lead ended, without waiting for it. `done` None: in a way that is its own.
+
+        `shared`: what followers get, where that is more than `done`, its size, and whether it may be kept for later claims.
+        `then` is called when all is told.
+        """
+        if isinstance(done, Result) or (isinstance(done, Failure) and done.own_fault):
+            keep = keep and isinstance(done, Result)
+            size = _size(done) if size is None else size
+            told = done if shared is None else shared
+            self._finished.append(_Finished(key, generation, told, size, keep, then))
+            if len(self._finished) == 1:
+                asyncio.get_running_loop().call_later(FINISH_S, self._finish)
+        else:
+            self.tell(Leave(claimant))
+            then()
+
+    # ------------------------------------------------------------------ inside
+
+    async def _claim(
+        self, key: bytes, claimant: int, timeout_s: float, lease_s: float
+    ) -> Lead | Shared | Runaway | None:
+        """Claim a key. None: the coalescer is lost, or did not answer in time."""
+        try:
+            claimed: Lead | Shared | Runaway = await self.lane.call(Claim(key, lease_s, claimant), timeout_s)
+        except (asyncio.CancelledError, LaneTimeout) as error:
+            # The lane has cancelled the claim. But a Lead may have been on its way, and nobody else would ever get it.
+            self.tell(Leave(claimant))
+            if isinstance(error, LaneTimeout):
+                return None
+            raise
+        except (ActorLost, LaneClosed):
+            return None
+        return claimed
 
     def _lane_is(self, up: bool) -> None:
         """What is still to be handed over to a lost coalescer would wait for the next one; a lingering call must not."""
@@ -164,12 +213,7 @@ class Claims:
             done = call.result()
             if not caller.done():
                 caller.set_result(done)
-        if isinstance(done, Result) or (isinstance(done, Failure) and done.own_fault):
-            self._finished.append((key, generation, done))
-            if len(self._finished) == 1:
-                asyncio.get_running_loop().call_later(FINISH_S, self._finish)
-        else:
-            self._tell(Leave(claimant))
+        self.end_lead(key, generation, claimant, done)
 
     def _finish(self) -> None:
         """Tell it of all that have finished lately; those that somebody follows are published."""
@@ -177,12 +221,14 @@ class Claims:
 
         def publish(wanted: object) -> None:
             for at in wanted if isinstance(wanted, list) else ():
-                key, generation, done = finished[at]
-                self._tell(Publish(key, generation, done, _size(done), isinstance(done, Result)))
+                lead = finished[at]
+                self.tell(Publish(lead.key, lead.generation, lead.shared, lead.size, lead.keep))
+            for lead in finished:
+                lead.then()
 
-        self._tell(Finish(tuple((key, generation) for key, generation, _ in finished)), publish)
+        self.tell(Finish(tuple((lead.key, lead.generation) for lead in finished)), publish)
 
-    def _tell(self, item: object, on_done: Callable[[object], None] = lambda done: None) -> None:
+    def tell(self, item: object, on_done: Callable[[object], None] = lambda done: None) -> None:
         if self.lane.up:  # else it is lost, and its table with it
             with contextlib.suppress(LaneClosed):
                 self.lane.post(item, on_done, LEAD_GRACE_S)
@@ -193,7 +239,7 @@ def _stop(call: "asyncio.Task[Result | Failure]") -> None:
         call.cancel()
 
 
-def _refused(request: Request, runaway: Runaway) -> Failure:
+def refused(request: Request, runaway: Runaway) -> Failure:
     error = RunawayLoop(request.digest.hex()[:12], runaway.what, runaway.times, runaway.limit, runaway.window_s)
     return Failure("runaway_loop", str(error), retry_after_s=runaway.retry_after_s, own_fault=True)
 
@@ -205,7 +251,7 @@ def _size(done: Result | Failure) -> int:
 
 def _weigh(item: object) -> int:
     match item:
-        case Publish():
+        case Publish() | Say():
             return 150 + item.size
         case Finish():
             return 100 + 50 * len(item.leads)

@@ -26,6 +26,7 @@ from runtime.gateway.asks import CONTENT, Ask, Asks
 from runtime.gateway.errors import HttpError, error_body, of_failure
 from runtime.gateway.keys import Key, KeyRing
 from runtime.gateway.limits import Gate
+from runtime.gateway.sse import Outgoing, StreamResponse
 
 __all__ = ["Answering", "GatewayApp"]
 
@@ -36,13 +37,15 @@ NOBODY = Key("")
 JSON = b"application/json"
 
 Headers = list[tuple[bytes, bytes]]
-Handler = Callable[[Request, Key], Awaitable[Response]]
+Handler = Callable[[Request, Key], Awaitable[Response | StreamResponse]]
 
 
 class Answering(Protocol):
     """The router, as the gateway uses it."""
 
     async def run(self, request: RouterRequest) -> Result | Failure: ...
+
+    async def stream(self, request: RouterRequest, listener: Outgoing) -> Result | Failure: ...
 
 
 class GatewayApp:
@@ -75,7 +78,7 @@ class GatewayApp:
     def _route(self, path: str, method: str, handler: Handler) -> Route:
         """A route for callers with a key; there is no other way to make one here."""
 
-        async def endpoint(request: Request) -> Response:
+        async def endpoint(request: Request) -> Response | StreamResponse:
             try:
                 key = self._caller(request.headers.get("authorization"))
                 response = await handler(request, key)
@@ -104,20 +107,24 @@ class GatewayApp:
 
     # ------------------------------------------------------------------ what
 
-    async def _answer(self, http: Request, key: Key) -> Response:
+    async def _answer(self, http: Request, key: Key) -> Response | StreamResponse:
         path = http.scope["route"].path.removeprefix("/v1")
         if self.draining:
             raise HttpError(503, "the gateway is shutting down", "server_error", "draining", None, 1.0)
         self._gate.enter(key, time.monotonic())
+        streaming = False
         try:
             body = await self._body(http)
             # The router's name for it must be its own; a client may say the same id twice.
             ask = self._asks.read(f"req_{uuid4().hex}", path, body, http.headers, key)
-            if ask.stream:
-                raise HttpError(400, "streams are not served yet", code="not_supported", param="stream")
-            return await self._plain(http, ask)
+            if not ask.stream:
+                return await self._plain(http, ask)
+            response = await self._stream(http, ask, key)
+            streaming = isinstance(response, StreamResponse)  # it leaves when it has ended
+            return response
         finally:
-            self._gate.leave()
+            if not streaming:
+                self._gate.leave()
 
     async def _plain(self, http: Request, ask: Ask) -> Response:
         router = await self._router()
@@ -135,6 +142,42 @@ class GatewayApp:
             failed = of_failure(done)
             return _response(failed.status, failed.body, [*failed.headers, *_told(done)])
         return _response(done.status, done.body, _told(done))
+
+    async def _stream(self, http: Request, ask: Ask, key: Key) -> Response | StreamResponse:
+        """The status is chosen when the first words are there, or when there will be none."""
+        self._gate.enter_stream(key)
+        outgoing = Outgoing()
+        response: StreamResponse | None = None
+        call: asyncio.Task[Result | Failure] | None = None
+        try:
+            router = await self._router()
+            call = asyncio.ensure_future(router.stream(ask.request, outgoing))
+            call.add_done_callback(outgoing.stop_waiting)
+            leaving = asyncio.ensure_future(_gone(http))
+            began = asyncio.ensure_future(outgoing.wait())
+            try:
+                await asyncio.wait({began, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                began.cancel()
+                leaving.cancel()
+            if leaving.done() and not leaving.cancelled():
+                raise ClientDisconnect
+            if call.done() and isinstance(done := call.result(), Failure) and not outgoing.tier:
+                failed = of_failure(done)
+                return _response(failed.status, failed.body, [*failed.headers, *_told(done)])
+            headers = [(b"x-raycade-tier", outgoing.tier.encode())]
+
+            def ended() -> None:
+                self._gate.leave_stream(key)
+                self._gate.leave()
+
+            response = StreamResponse(call, outgoing, headers, ended)
+            return response
+        finally:
+            if response is None:
+                if call is not None:
+                    call.cancel()
+                self._gate.leave_stream(key)
 
     async def _body(self, http: Request) -> bytes:
         """The body, bounded in size and in time."""
