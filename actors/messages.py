@@ -50,6 +50,7 @@ FailureKind = Literal[
     "budget_exceeded",
     "runaway_loop",
     "invalid_output",
+    "broken_stream",
     "internal",
 ]
 

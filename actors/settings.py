@@ -76,6 +76,12 @@ class TierSettings(Settings):
     requests_per_minute: int | None = Field(None, ge=1)
     tokens_per_minute: int | None = Field(None, ge=1)
     timeout_s: float = Field(30.0, gt=0)
+    first_token_timeout_s: float | None = Field(None, gt=0)
+    """Of a stream, from sending to the first part of the answer; absent: timeout_s."""
+    stall_timeout_s: float = Field(30.0, gt=0)
+    """Of a stream, each wait for more."""
+    prefill: bool | Literal["prefix"] = False
+    """Whether it continues an answer that another tier began (actors/router/resume.py)."""
     context_tokens: int | None = Field(None, ge=1)
     max_output_tokens: int = Field(1024, ge=1)
     image_tokens: int | None = Field(None, ge=1)
@@ -179,6 +185,8 @@ class RouterSettings(Settings):
     on_rate_limit: Literal["fallback", "wait"] = "fallback"
     hedge: Annotated[HedgeSettings | None, BeforeValidator(lambda v: None if v == "off" else v)] = None
     """None: `off`."""
+    on_broken_stream: Literal["error", "resume"] = "resume"
+    """What follows when an answer breaks off after its first words (actors/router/telling.py)."""
 
 
 class StructuredSettings(Settings):

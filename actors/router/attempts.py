@@ -16,13 +16,28 @@ from actors.budget.lease import Reserved
 from actors.budget.limits import request_limits
 from actors.errors import ActorLost, BudgetExceeded, LaneClosed, LaneTimeout
 from actors.lane import Lane
-from actors.messages import Account, Amount, Answer, Attempt, Billed, Failure, Refusal, Request, TierCall
+from actors.messages import (
+    Account,
+    Amount,
+    Answer,
+    Attempt,
+    Billed,
+    Chunk,
+    Failure,
+    Refusal,
+    Request,
+    StreamTerms,
+    TierCall,
+    Usage,
+)
 from actors.router.cost import NO_MARGINS, Bound, Tariff
 from actors.router.demands import format_refused, instructed, native_format
 from actors.router.notes import TierNote
 from actors.router.plan import Past, TierState
 from actors.router.purse import Purse
+from actors.router.resume import Prefill
 from actors.router.retries import RetryBudget
+from actors.router.telling import Divergence
 from actors.settings import BudgetSettings, Price, RouterSettings, TierSettings
 
 __all__ = ["NOTHING", "Attempts", "Copy", "RouterTier"]
@@ -37,6 +52,9 @@ EXHAUSTED_LOOK_S = 5.0
 OVERTAKEN = "another copy of the request answered first"
 NOTHING = Amount()
 WITHDRAWN = Refusal("queue", 0.0, "cancelled before it was sent")
+
+
+Hear = Callable[[list[Chunk]], object]
 
 
 class RouterTier:
@@ -86,7 +104,22 @@ class RouterTier:
             head += b',"response_format":' + (request.response_format or native_format(request.schema))
         elif request.schema:
             body = instructed(body, request.schema)
+        if request.stream:
+            head += b',"stream":true'
         return head + (b"," if len(body) > 2 else b"") + body[1:]
+
+    def terms(self, request: Request) -> StreamTerms:
+        """How a stream of this tier is read."""
+        settings = self.state.settings
+        return StreamTerms(
+            settings.first_token_timeout_s or settings.timeout_s, settings.stall_timeout_s, request.choices
+        )
+
+    @property
+    def prefill(self) -> Prefill:
+        """How it takes the beginning of an answer."""
+        prefill = self.state.settings.prefill
+        return prefill if isinstance(prefill, str) else "message" if prefill else "no"
 
 
 def _max_tokens_name(settings: TierSettings) -> str:
@@ -158,11 +191,19 @@ class Attempts:
         self._limits: dict[Account, Any] = {}
 
     async def make(
-        self, request: Request, tier: RouterTier, index: int, past: Past, spent: Amount, copy: Copy | None = None
+        self,
+        request: Request,
+        tier: RouterTier,
+        index: int,
+        past: Past,
+        spent: Amount,
+        copy: Copy | None = None,
+        hear: Hear | None = None,
     ) -> tuple[Answer | Failure | Refusal | None, Amount]:
         """Reserve, call, settle. Returns what came and what it cost; failures are noted in `past`.
 
-        `copy`: the handle of this one, when there may be another that overtakes it.
+        `copy`: the handle of this one, when there may be another that overtakes it. `hear`: the call is streamed, and this
+        gets what it says.
         """
         state = tier.state
         account = Account(state.settings.name, request.job, request.key)
@@ -200,7 +241,7 @@ class Attempts:
             done = WITHDRAWN
 
         try:
-            done = await self._call(request, tier, index, tokens, past, withdrawn, copy)
+            done = await self._call(request, tier, index, tokens, past, withdrawn, copy, hear)
             margins = tier.margins
         finally:
             cost = self._settle(tier, tokens, reserved, done)
@@ -229,6 +270,7 @@ class Attempts:
         past: Past,
         on_withdrawn: Callable[[], None],
         copy: Copy | None,
+        hear: Hear | None,
     ) -> Answer | Failure | Refusal:
         actor = tier.state.actors[index]
         if not actor.up:  # it died while the call waited for its budget
@@ -242,17 +284,21 @@ class Attempts:
             request.id,
             request.path,
             body,
-            min(settings.timeout_s, left_s),
+            min(settings.timeout_s, left_s) if hear is None else left_s,
             INTERACTIVE_QUEUE_S if request.interactive else left_s,
             left_s if waits else RATE_PATIENCE_S,
             tokens.prompt_tokens // 4 + (request.max_tokens or settings.max_output_tokens) * request.choices,
             past.endpoint_of(tier.state),
             tier.state.held(index),
+            None if hear is None else tier.terms(request),
         )
         actor.sent()
         tier.retries.deposit(now)
         try:
-            ask = tier.lanes[index].call if copy is None else partial(copy.call, tier.lanes[index])
+            lane = tier.lanes[index]
+            ask = lane.call if copy is None else partial(copy.call, lane)
+            if hear is not None:
+                ask = partial(_listen, lane, hear)
             done: Answer | Failure | Refusal = await ask(call, left_s + settings.timeout_s, on_withdrawn)
         except (ActorLost, LaneTimeout) as error:
             return Failure("lost", str(error), billed="unknown" if error.sent else "no")
@@ -281,6 +327,10 @@ class Attempts:
             if spent.tokens > reserved.amount.tokens or spent.usd_micros > reserved.amount.usd_micros:
                 over = spent.minus(reserved.amount)
                 tier.overrun = tier.overrun.plus(Amount(max(0, over.tokens), max(0, over.usd_micros)))
+        elif isinstance(done, Answer) and done.streaming is not None:
+            # What was sent bounds what was made; the prompt's bound stays.
+            most = tier.tariff.cost(Usage(tokens.prompt_tokens, done.streaming.most_tokens))
+            spent, unknown = NOTHING, Amount(*map(min, most, reserved.amount))
         else:
             spent, unknown = NOTHING, reserved.amount
         self._purse.settle(reserved, spent, unknown)
@@ -333,6 +383,24 @@ def _settled(
 
 def _format_refused(failure: Failure) -> bool:
     return format_refused(failure.message) or format_refused(failure.body.decode(errors="replace"))
+
+
+async def _listen(
+    lane: Lane[TierCall, Any], hear: Hear, call: TierCall, timeout_s: float, on_withdrawn: Callable[[], object]
+) -> Answer | Failure | Refusal:
+    """As Lane.call, for a call that speaks before it ends."""
+    words = lane.stream(call, timeout_s)
+    try:
+        while isinstance(heard := await words.read(), list):
+            for chunks in heard:
+                hear(chunks)
+        done: Answer | Failure | Refusal = heard
+        return done
+    except Divergence:
+        return Failure("malformed", "another answer than the one that was begun", billed="unknown")
+    finally:
+        if words.close():
+            on_withdrawn()
 
 
 def _might_serve(tier: TierState, request: Request, past: Past) -> bool:

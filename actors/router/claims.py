@@ -122,12 +122,10 @@ class Claims:
         return self._claimants
 
     def key(self, request: Request) -> bytes:
-        """Callers share with their own kind only, whichever door they come through, unless told otherwise; and streams
-        with streams."""
-        key = request.digest if not request.stream else hashlib.sha256(b"stream" + request.digest).digest()
+        """Callers share with their own kind only, whichever door they come through, unless told otherwise."""
         if self._across_keys or not request.key:
-            return key
-        return hashlib.sha256(key + request.key.encode()).digest()
+            return request.digest
+        return hashlib.sha256(request.digest + request.key.encode()).digest()
 
     def linger(self, claimant: int, call: "asyncio.Task[Result | Failure]", lease_s: float) -> None:
         """The caller is gone. The call ends as soon as nobody else waits for it, or nobody can tell."""

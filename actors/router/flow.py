@@ -6,6 +6,7 @@
           _cascade       ask tiers as the plan says until one answers
             Attempts.make  reserve, call, settle (actors/router/attempts.py)
             Hedger.make    the same, with a second copy of what is late (actors/router/hedger.py)
+    stream     the same for a streamed request; an answer that breaks off goes on with the next tier (telling.py)
 
 Only the router holds lanes to the other actors. Every claim, reservation and slot that is taken here is given back in
 a `finally`. A plain class: a router actor hosts it, a gateway embeds it.
@@ -31,6 +32,9 @@ from actors.router.hedger import Hedger
 from actors.router.notes import RouterNote
 from actors.router.plan import GiveUp, Past, Try, Wait, decide
 from actors.router.purse import Purse
+from actors.router.stream_claims import StreamClaims
+from actors.router.telling import Telling
+from actors.router.told import Listener, Told
 from actors.settings import BudgetSettings, CoalesceSettings, Price, RouterSettings, TierSettings
 
 __all__ = ["Peers", "Router"]
@@ -75,9 +79,10 @@ class Router:
         self._names = [tier.name for tier in tiers]
         self._failures = failures
         self._claims: Claims | None = None
+        self._stream_claims: StreamClaims | None = None
         # The book's incarnation must be new for ever: the ledger books what an older one of the same holder held.
         self._purse = Purse(LeaseBook(name, lambda: uuid4().hex), peers.exchange)
-        attempts = Attempts(self._tiers, settings, budget, self._purse)
+        self._attempts = attempts = Attempts(self._tiers, settings, budget, self._purse)
         self._make: Make = attempts.make
         self._hedger: Hedger | None = None
         if settings.hedge is not None:
@@ -103,6 +108,7 @@ class Router:
                 tier.lanes.append(lane)
         if self._peers.coalescer is not None and self._coalesce.enabled:
             self._claims = Claims(self.name, self._peers.coalescer, self._coalesce, self._max_gap_s)
+            self._stream_claims = StreamClaims(self._claims)
         self._purse.open()
         opening = [lane.open(10.0) for lane in self._lanes()]
         await asyncio.gather(*opening, return_exceptions=True)  # a lane that is late opens by itself
@@ -131,12 +137,28 @@ class Router:
             return await self._answer(request)
         return await self._claims.share(request, self._answer)
 
+    async def stream(self, request: Request, listener: Listener) -> Result | Failure:
+        """One streamed request: `listener` hears the answer as it comes, and this returns how it ended, without a body.
+
+        A failure before `listener.begin` is one like any other; after it, the answer is the beginning of none.
+        """
+        if not request.digest or self._stream_claims is None:
+            return await self._tell(request, Told(listener))
+        return await self._stream_claims.share(request, listener, self._tell)
+
+    async def _tell(self, request: Request, told: Told) -> Result | Failure:
+        past = Past(len(self._tiers), time.monotonic() + request.deadline_s)
+        telling = Telling(request, told, self._settings.on_broken_stream == "resume")
+        return await self._cascade(request, past, Amount(), telling)
+
     async def _answer(self, request: Request) -> Result | Failure:
         past = Past(len(self._tiers), time.monotonic() + request.deadline_s)
         return await ask(request, past, self._cascade, self._names, self._failures)
 
-    async def _cascade(self, request: Request, past: Past, spent: Amount) -> Result | Failure:
-        """Ask tiers as the plan says. `spent`: what the request has cost before."""
+    async def _cascade(
+        self, request: Request, past: Past, spent: Amount, telling: Telling | None = None
+    ) -> Result | Failure:
+        """Ask tiers as the plan says. `spent`: what the request has cost before. `telling`: as a stream."""
         while True:
             now = time.monotonic()
             if past.attempts:
@@ -150,8 +172,22 @@ class Router:
                         tier.retries.withdraw()  # before the pause, or all who failed together would find it full
                     if step.delay_s:
                         await asyncio.sleep(step.delay_s)
-                    done, cost = await self._make(request, tier, step.actor, past, spent)
+                    asked, hear, before = request, None, past.failure
+                    if telling is not None:
+                        continued = telling.ask(tier.state.settings.name, step.tier, tier.prefill)
+                        if isinstance(continued, Failure):
+                            return continued._replace(attempts=tuple(past.attempts), cost=spent)
+                        asked, hear = continued, telling.hear
+                    if hear is None:
+                        done, cost = await self._make(asked, tier, step.actor, past, spent)
+                    else:  # a stream is never sent twice at once
+                        done, cost = await self._attempts.make(asked, tier, step.actor, past, spent, hear=hear)
                     spent = spent.plus(cost)
+                    if telling is not None:
+                        if telling.ended(done):
+                            past.failure = before
+                        if telling.broken is not None:
+                            return telling.broken._replace(attempts=tuple(past.attempts), cost=spent)
                     if isinstance(done, Answer):
                         attempts = tuple(past.attempts)
                         return Result(

@@ -22,7 +22,8 @@ from starlette.types import Receive, Scope, Send
 
 from actors.messages import Failure, Result
 from actors.messages import Request as RouterRequest
-from runtime.gateway.asks import CONTENT, Ask, Asks
+from actors.router.told import Listener
+from runtime.gateway.asks import CONTENT, Asks
 from runtime.gateway.errors import HttpError, error_body, of_failure
 from runtime.gateway.keys import Key, KeyRing
 from runtime.gateway.limits import Gate
@@ -45,7 +46,7 @@ class Answering(Protocol):
 
     async def run(self, request: RouterRequest) -> Result | Failure: ...
 
-    async def stream(self, request: RouterRequest, listener: Outgoing) -> Result | Failure: ...
+    async def stream(self, request: RouterRequest, listener: Listener) -> Result | Failure: ...
 
 
 class GatewayApp:
@@ -116,19 +117,19 @@ class GatewayApp:
         try:
             body = await self._body(http)
             # The router's name for it must be its own; a client may say the same id twice.
-            ask = self._asks.read(f"req_{uuid4().hex}", path, body, http.headers, key)
-            if not ask.stream:
-                return await self._plain(http, ask)
-            response = await self._stream(http, ask, key)
+            request = self._asks.read(f"req_{uuid4().hex}", path, body, http.headers, key)
+            if not request.stream:
+                return await self._plain(http, request)
+            response = await self._stream(http, request, key)
             streaming = isinstance(response, StreamResponse)  # it leaves when it has ended
             return response
         finally:
             if not streaming:
                 self._gate.leave()
 
-    async def _plain(self, http: Request, ask: Ask) -> Response:
+    async def _plain(self, http: Request, request: RouterRequest) -> Response:
         router = await self._router()
-        answering = asyncio.ensure_future(router.run(ask.request))
+        answering = asyncio.ensure_future(router.run(request))
         leaving = asyncio.ensure_future(_gone(http))
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -143,7 +144,7 @@ class GatewayApp:
             return _response(failed.status, failed.body, [*failed.headers, *_told(done)])
         return _response(done.status, done.body, _told(done))
 
-    async def _stream(self, http: Request, ask: Ask, key: Key) -> Response | StreamResponse:
+    async def _stream(self, http: Request, request: RouterRequest, key: Key) -> Response | StreamResponse:
         """The status is chosen when the first words are there, or when there will be none."""
         self._gate.enter_stream(key)
         outgoing = Outgoing()
@@ -151,7 +152,7 @@ class GatewayApp:
         call: asyncio.Task[Result | Failure] | None = None
         try:
             router = await self._router()
-            call = asyncio.ensure_future(router.stream(ask.request, outgoing))
+            call = asyncio.ensure_future(router.stream(request, outgoing))
             call.add_done_callback(outgoing.stop_waiting)
             leaving = asyncio.ensure_future(_gone(http))
             began = asyncio.ensure_future(outgoing.wait())

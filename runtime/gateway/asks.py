@@ -6,7 +6,7 @@ upstream is refused: those are the operator's, and gateways have been robbed by 
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 from pydantic import Field, JsonValue, ValidationError
@@ -18,7 +18,7 @@ from runtime.encode import BodyEncoder, Terms, rank_of
 from runtime.gateway.errors import HttpError
 from runtime.gateway.keys import Key
 
-__all__ = ["CONTENT", "Ask", "Asks"]
+__all__ = ["CONTENT", "Asks"]
 
 CONTENT: Mapping[str, str] = {
     "/chat/completions": "messages",
@@ -27,6 +27,8 @@ CONTENT: Mapping[str, str] = {
     "/responses": "input",
 }
 """By path below /v1: the field without which a request asks nothing."""
+
+STREAMED = frozenset({"/chat/completions", "/completions"})
 
 OPERATORS_OWN = frozenset(
     {
@@ -56,15 +58,6 @@ class Extras(Settings):
     variables: dict[str, JsonValue] = Field(default_factory=dict)
 
 
-class Ask(NamedTuple):
-    """A request that may be sent."""
-
-    request: Request
-    stream: bool
-    wants_usage: bool
-    """The caller asked for the usage chunk of a stream itself."""
-
-
 class Asks:
     """Reads bodies. One a gateway; knows the tiers."""
 
@@ -78,7 +71,7 @@ class Asks:
         """What `model` may be for this key: `auto` and the names of its tiers."""
         return ["auto", *(tier.name for tier in self._tiers if key.tiers is None or tier.name in key.tiers)]
 
-    def read(self, id: str, path: str, body: bytes, headers: Mapping[str, str], key: Key) -> Ask:
+    def read(self, id: str, path: str, body: bytes, headers: Mapping[str, str], key: Key) -> Request:
         """The request in a POST to `path`. Raises HttpError with the field that is wrong."""
         try:
             value = orjson.loads(body)
@@ -99,13 +92,19 @@ class Asks:
         stream = value.get("stream")
         if stream is not None and not isinstance(stream, bool):
             raise HttpError(400, "expected true or false", code="invalid_type", param="stream")
-        request = self._request(id, path, value, headers, extras, key)
-        options = value.get("stream_options")
-        wants_usage = isinstance(options, dict) and options.get("include_usage") is True
-        return Ask(request, bool(stream), wants_usage)
+        if stream and path not in STREAMED:
+            raise HttpError(400, f"answers of {path} are not streamed here", code="not_supported", param="stream")
+        return self._request(id, path, value, headers, extras, key, bool(stream))
 
     def _request(
-        self, id: str, path: str, value: dict[str, Any], headers: Mapping[str, str], extras: Extras, key: Key
+        self,
+        id: str,
+        path: str,
+        value: dict[str, Any],
+        headers: Mapping[str, str],
+        extras: Extras,
+        key: Key,
+        stream: bool,
     ) -> Request:
         try:
             request = self._encoder.request(
@@ -117,6 +116,7 @@ class Asks:
                     key=key.name,
                     interactive=True,
                     deadline_s=min(self._deadline_s, _deadline_s(headers, extras)),
+                    stream=stream,
                 ),
             )
         except InputError as error:

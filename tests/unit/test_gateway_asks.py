@@ -5,8 +5,9 @@ from typing import Any
 import orjson
 import pytest
 
+from actors.messages import Request
 from actors.settings import TierSettings
-from runtime.gateway.asks import Ask, Asks
+from runtime.gateway.asks import Asks
 from runtime.gateway.errors import HttpError
 from runtime.gateway.keys import Key
 from runtime.gateway.limits import Gate
@@ -20,7 +21,7 @@ ME = Key("k")
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def read(body: Any, path: str = "/chat/completions", headers: dict[str, str] | None = None, key: Key = ME) -> Ask:
+def read(body: Any, path: str = "/chat/completions", headers: dict[str, str] | None = None, key: Key = ME) -> Request:
     data = body if isinstance(body, bytes) else orjson.dumps(body)
     return ASKS.read("id", path, data, headers or {}, key)
 
@@ -28,8 +29,8 @@ def read(body: Any, path: str = "/chat/completions", headers: dict[str, str] | N
 def test_a_chat_becomes_a_request() -> None:
     """Interactive, in the caller's name, and with every field that we do not know."""
     ask = read({**CHAT, "model": "cheap", "logprobs": True, "tools": [], "new_field": {"a": [1]}, "stream": False})
-    assert (ask.request.start_tier, ask.request.interactive, ask.request.key, ask.stream) == (1, True, "k", False)
-    assert orjson.loads(ask.request.body) == {
+    assert (ask.start_tier, ask.interactive, ask.key, ask.stream) == (1, True, "k", False)
+    assert orjson.loads(ask.body) == {
         "messages": CHAT["messages"],
         "logprobs": True,
         "tools": [],
@@ -40,10 +41,10 @@ def test_a_chat_becomes_a_request() -> None:
 def test_headers_and_the_raycade_object_say_quality_and_deadline() -> None:
     """The header wins; the deadline is never longer than the operator's; neither goes upstream."""
     ask = read({**CHAT, "raycade": {"min_quality": "medium", "deadline_s": 5}})
-    assert (ask.request.min_quality, ask.request.deadline_s) == (1, 5.0)
-    assert b"raycade" not in ask.request.body
+    assert (ask.min_quality, ask.deadline_s) == (1, 5.0)
+    assert b"raycade" not in ask.body
     ask = read(CHAT, headers={"x-raycade-min-quality": "high", "x-raycade-deadline": "600"})
-    assert (ask.request.min_quality, ask.request.deadline_s) == (2, 60.0)
+    assert (ask.min_quality, ask.deadline_s) == (2, 60.0)
 
 
 @pytest.mark.parametrize(
