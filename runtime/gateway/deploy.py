@@ -13,6 +13,7 @@ Each replica has a Router of its own (actors/router/flow.py), so a request cross
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import tempfile
@@ -64,6 +65,7 @@ def start(cluster: Cluster, config: Config, prices: dict[str, Any], host: str, p
     """Run the gateway's replicas and wait until they answer. Call it outside of an event loop. Raises ClusterError."""
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     gateway = config.gateway
     most = gateway.max_replicas or gateway.replicas
     options: dict[str, Any] = {
