@@ -132,7 +132,7 @@ def test_a_schema_that_cannot_be_checked_is_the_rows_error() -> None:
     with pytest.raises(RowError, match=r"body\.response_format: not a JSON Schema: \$\.type"):
         encoder().encode(row(response_format=wrong))
     embedding = Row(0, "in.jsonl", 1, "r", "/embeddings", {"input": "x"}, None)
-    with pytest.raises(RowError, match="a schema needs a row for /v1/chat/completions"):
+    with pytest.raises(RowError, match="a schema needs a request to /v1/chat/completions"):
         encoder(schema=SCHEMA).encode(embedding)
     assert encoder().encode(embedding).schema == b""
 
