@@ -112,6 +112,8 @@ class Request(NamedTuple):
     """Index of the tier where the cascade starts (from `body.model`)."""
     min_quality: int = 0
     """Tiers below this rank are never tried: 0 basic, 1 medium, 2 high."""
+    barred: int = 0
+    """Tiers (bit by index) that its caller may not use."""
     deadline_s: float = 600.0
     interactive: bool = False
     job: str = ""

@@ -34,6 +34,8 @@ class Terms(NamedTuple):
     escalate: bool | None = None
     """Of answers that do not satisfy the schema; None: as raycade.yaml says."""
     key: str = ""
+    tiers: tuple[str, ...] | None = None
+    """Names of those that the caller may use; None: all."""
     interactive: bool = False
     deadline_s: float | None = None
     """None: router.deadline_s."""
@@ -60,6 +62,7 @@ class BodyEncoder:
             self._starts.setdefault(tier.name, index)
         for index, tier in enumerate(tiers):
             self._starts.setdefault(tier.model, index)
+        self._names = [tier.name for tier in tiers]
         self._deadline_s = deadline_s
         self._job = job
         self._share = share
@@ -74,6 +77,9 @@ class BodyEncoder:
             raise InputError("unknown_model", f"expected one of {names}; found {model!r:.80}", field="model")
         own_fields = ("model", "stream") if terms.stream else ("model", "stream", "stream_options")
         body = {name: value for name, value in source.items() if name not in own_fields}
+        barred = 0
+        if terms.tiers is not None:
+            barred = sum(1 << at for at, name in enumerate(self._names) if name not in terms.tiers)
         for name in LIMIT_FIELDS.get(path, ()):
             if name in body and body[name] is None:
                 del body[name]  # it would stand behind the tier's own limit, and lift it
@@ -96,6 +102,8 @@ class BodyEncoder:
                 )
                 if terms.stream:  # who asks for usage gets other events
                     shared = sha256(b"stream" + orjson.dumps(body.get("stream_options")) + shared).digest()
+                if barred:  # who may use other tiers gets other answers
+                    shared = sha256(b"barred %d " % barred + shared).digest()
         except (TypeError, ValueError) as error:  # what JSON can say and orjson cannot: a lone surrogate, say
             raise InputError("invalid_body", f"cannot be encoded: {error}", field="body") from None
         measured = measure(path, sent, encoded)
@@ -111,6 +119,7 @@ class BodyEncoder:
             choices=measured.choices,
             start_tier=start,
             min_quality=terms.min_quality,
+            barred=barred,
             deadline_s=self._deadline_s if terms.deadline_s is None else terms.deadline_s,
             interactive=terms.interactive,
             job=self._job,

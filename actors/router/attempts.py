@@ -407,6 +407,7 @@ def _might_serve(tier: TierState, request: Request, past: Past) -> bool:
     """Whether another tier, budget allowing, is a candidate for the request."""
     return (
         tier.rank >= request.min_quality
+        and not request.barred >> tier.index & 1
         and tier.index not in past.excluded
         and not tier.dead_reason
         and tier.exhausted_until <= time.monotonic()

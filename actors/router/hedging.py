@@ -142,6 +142,7 @@ def _allowed(tier: TierState, request: Request, past: Past, now: float) -> bool:
     window = tier.settings.context_tokens
     return (
         tier.rank >= request.min_quality
+        and not request.barred >> tier.index & 1
         and tier.index not in past.excluded
         and not past.strikes[tier.index]
         and tier.exhausted_until <= now

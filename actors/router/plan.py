@@ -226,7 +226,7 @@ def decide(
     soonest = float("inf")
     allowed = 0
     for tier in tiers[request.start_tier :] if request.start_tier else tiers:
-        if tier.rank < request.min_quality:
+        if tier.rank < request.min_quality or request.barred >> tier.index & 1:
             continue
         allowed += 1
         if tier.index in past.excluded or tier.dead_reason:

@@ -106,6 +106,9 @@ class Asks:
         key: Key,
         stream: bool,
     ) -> Request:
+        model = value.get("model")
+        if key.tiers is not None and any(model in (t.name, t.model) and t.name not in key.tiers for t in self._tiers):
+            raise self._no_model(model, key)
         try:
             request = self._encoder.request(
                 id,
@@ -114,6 +117,7 @@ class Asks:
                 Terms(
                     min_quality=max(self._min_quality, _quality(headers, extras)),
                     key=key.name,
+                    tiers=key.tiers,
                     interactive=True,
                     deadline_s=min(self._deadline_s, _deadline_s(headers, extras)),
                     stream=stream,
@@ -121,12 +125,16 @@ class Asks:
             )
         except InputError as error:
             if error.code == "unknown_model":
-                names = ", ".join(self.models(key))
-                message = f"there is no model {value['model']!r:.80}; there are: {names}"
-                raise HttpError(404, message, code="model_not_found", param="model") from None
+                raise self._no_model(model, key) from None
             message = MAX_DEPTH_MESSAGE if error.field == "body" else error.message
             raise HttpError(400, message, code=error.code, param=error.field or None) from None
         return request
+
+    def _no_model(self, model: object, key: Key) -> HttpError:
+        names = ", ".join(self.models(key))
+        return HttpError(
+            404, f"there is no model {model!r:.80}; there are: {names}", code="model_not_found", param="model"
+        )
 
 
 def _extras(value: Any) -> Extras:

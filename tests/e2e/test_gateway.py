@@ -20,6 +20,8 @@ SCENARIO: dict[str, Any] = {
     "tiers": {
         "steady": {"latency": 0.02, "tokens": 12, "tokens_per_s": 200},
         "slow": {"latency": 0.3, "tokens": 20, "tokens_per_s": 20},
+        "sleepy": {"latency": 20},
+        "long": {"tokens": 400, "tokens_per_s": 10},
         "dead": {"status": 500},
         "cut": {"reset_mid_body": 1.0, "tokens": 12, "tokens_per_s": 200},
         "limited": {"rate_limit": {"per_minute": 1, "burst": 1, "retry_after_s": 30}},
@@ -43,10 +45,10 @@ def gateway(mock: MockProcess, tmp_path_factory: pytest.TempPathFactory) -> Iter
         {"name": "narrow", "sha256": digest(NARROW), "tiers": ["steady"], "streams": 1},
     ]
     (folder / "keys.yaml").write_bytes(orjson.dumps({"keys": keys}))
-    names = ("steady", "slow", "dead", "cut", "limited")
+    names = ("steady", "slow", "dead", "cut", "limited", "sleepy", "long")
     # A cascade of its own for each: `model` names where it starts, and only `cut` and `dead` have somewhere to go.
     tiers = [{"name": name, "base_url": mock.tier_url(name), "breaker": {"failure_threshold": 50}} for name in names]
-    order = [tiers[2], tiers[3], tiers[0], tiers[1], tiers[4]]
+    order = [tiers[2], tiers[3], tiers[0], tiers[1], tiers[5], tiers[6], tiers[4]]
     with GatewayProcess(
         folder, order, gateway={"keys_file": "keys.yaml", "max_body_mb": 1}, router={"deadline_s": 20}
     ) as process:
@@ -105,7 +107,16 @@ def test_the_other_endpoints(client: openai.OpenAI) -> None:
     assert client.completions.create(model="steady", prompt="once").choices[0].text
     assert len(client.embeddings.create(model="steady", input=["a", "b"]).data) == 2
     assert client.responses.create(model="steady", input="hello").output_text
-    assert [model.id for model in client.models.list()] == ["auto", "dead", "cut", "steady", "slow", "limited"]
+    assert [model.id for model in client.models.list()] == [
+        "auto",
+        "dead",
+        "cut",
+        "steady",
+        "slow",
+        "limited",
+        "sleepy",
+        "long",
+    ]
     assert client.models.retrieve("steady").id == "steady"
 
 
@@ -167,7 +178,7 @@ def test_equal_streams_share_one_call(client: openai.OpenAI, mock: MockProcess) 
 def test_who_leaves_stops_the_call(client: openai.OpenAI, mock: MockProcess) -> None:
     """A client that hangs up in the middle of its stream, or while it waits, leaves nothing running upstream."""
     mock.reset()
-    stream = client.chat.completions.create(model="slow", messages=words("never mind"), stream=True)
+    stream = client.chat.completions.create(model="long", messages=words("never mind"), stream=True)
     next(iter(stream))
     stream.close()
     with pytest.raises(openai.APITimeoutError):
