@@ -233,6 +233,7 @@ class Soak:
             {"name": "second", "base_url": mock.tier_url("second"), "timeout_s": 10, **common},
         ]
         config = {"state_dir": str(self._folder / "state"), "tiers": tiers, "router": {"deadline_s": 120}}
+        config["telemetry"] = {"metrics_port": 0}
         (self._folder / "raycade.yaml").write_text(json.dumps(config))
         command = [
             sys.executable,
@@ -290,7 +291,7 @@ class Soak:
         assert self._job is not None
         roles = {self._job.pid: "driver"}
         for pid, title in self._below().items():
-            for kind in ("RouterActor", "TierActor", "BudgetActor", "CoalescerActor"):
+            for kind in ("RouterActor", "TierActor", "BudgetActor", "CoalescerActor", "ObserverActor"):
                 if title.startswith(f"ray::{kind}"):
                     roles[pid] = kind.removesuffix("Actor").lower()
         for pid, role in roles.items():
