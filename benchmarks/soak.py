@@ -187,6 +187,7 @@ class Soak:
         report = {"rows": rows, "rate": rate, "seconds": took_s, "exit": code, "faults": self.done}
         report |= _answers(self._folder / "soak.jsonl", self._folder / "soak.out.jsonl", rows)
         report["calls"] = {name: tier["requests"] for name, tier in stats["tiers"].items()}
+        report["samples"] = self.samples
         report["processes"] = {name: _trend(samples) for name, samples in sorted(self.samples.items())}
         return report
 
@@ -298,6 +299,8 @@ class Soak:
             with contextlib.suppress(OSError):
                 mb = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 2**20
                 files = len(os.listdir(f"/proc/{pid}/fd"))
+                if not mb:  # it has ended and nobody has asked for its exit code yet
+                    continue
                 self.samples.setdefault(role, []).append(Sample(at_s, pid, mb, files))
 
     def _below(self) -> dict[int, str]:
@@ -394,18 +397,7 @@ def _slope(points: list[tuple[int, float, float]]) -> float | None:
 
 def _print(report: dict[str, Any], console: Console) -> bool:
     table = Table(title=f"{report['seconds'] / 60:.1f} minutes, {len(report['faults'])} faults", title_justify="left")
-    for name in (
-        "process",
-        "how many",
-        "MB first",
-        "last",
-        "most",
-        "MB/min",
-        "files first",
-        "last",
-        "most",
-        "files/min",
-    ):
+    for name in ("process", "of them", "MB", "most", "MB/min", "files", "most", "files/min"):
         table.add_column(name, justify="left" if name == "process" else "right")
     good = True
     for role, trend in report["processes"].items():
@@ -417,9 +409,11 @@ def _print(report: dict[str, Any], console: Console) -> bool:
         table.add_row(
             role if flat else f"[red]{role}[/]",
             str(trend["processes"]),
-            *(f"{trend[f'mb_{name}']:.0f}" for name in ("first", "last", "most")),
+            f"{trend['mb_first']:.0f} to {trend['mb_last']:.0f}",
+            f"{trend['mb_most']:.0f}",
             "" if slope is None else f"{slope:+.2f}",
-            *(str(trend[f"files_{name}"]) for name in ("first", "last", "most")),
+            f"{trend['files_first']} to {trend['files_last']}",
+            str(trend["files_most"]),
             "" if files is None else f"{files:+.2f}",
         )
     console.print(table)
