@@ -214,6 +214,10 @@ class Failure(NamedTuple):
     """Of an attempt, the number of the endpoint that failed it; -1: none was asked."""
     refused_replies: int = 0
     """Replies that did not satisfy the schema."""
+    duration_s: float = 0.0
+    """Of an attempt: from the moment it was sent. What it waited for before is nobody's slowness."""
+    not_again: bool = False
+    """The endpoint has asked not to be sent this request again (`x-should-retry: false`)."""
 
 
 class StreamTerms(NamedTuple):
@@ -309,7 +313,8 @@ class Health(NamedTuple):
     opened: int = 0
     """How often a breaker has opened in this actor's life."""
     dead_reason: str = ""
-    """Set when it is out until a person does something (a wrong key, say)."""
+    """Set when it is out (a wrong key, a model that vanished), until it answers again. It is asked again after
+    `cooling_for_s`."""
     why: str = ""
     """Why it takes no calls, redacted; empty when all is well."""
     since_s: float = 0.0
@@ -318,6 +323,9 @@ class Health(NamedTuple):
     """Of an endpoint: host, port and path."""
     endpoints: "tuple[Health, ...]" = ()
     """Each endpoint's, when the tier has several, in the order of `base_url`."""
+    dead_kind: FailureKind = "auth"
+    absent: str = ""
+    """Why the endpoint cannot take calls to some path, though it may take others."""
 
 
 # ---- how they cross

@@ -183,6 +183,8 @@ class RouterSettings(Settings):
     deadline_s: float = Field(600.0, gt=0)
     max_attempts: int = Field(6, ge=1, le=100)
     on_rate_limit: Literal["fallback", "wait"] = "fallback"
+    on_content_filter: Literal["final", "fallback"] = "final"
+    """Whether a content filter's refusal ends a request, or the next tier is asked."""
     hedge: Annotated[HedgeSettings | None, BeforeValidator(lambda v: None if v == "off" else v)] = None
     """None: `off`."""
     on_broken_stream: Literal["error", "resume"] = "resume"

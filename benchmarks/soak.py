@@ -187,6 +187,7 @@ class Soak:
         report = {"rows": rows, "rate": rate, "seconds": took_s, "exit": code, "faults": self.done}
         report |= _answers(self._folder / "soak.jsonl", self._folder / "soak.out.jsonl", rows)
         report["calls"] = {name: tier["requests"] for name, tier in stats["tiers"].items()}
+        report["samples"] = self.samples
         report["processes"] = {name: _trend(samples) for name, samples in sorted(self.samples.items())}
         return report
 
@@ -233,6 +234,7 @@ class Soak:
             {"name": "second", "base_url": mock.tier_url("second"), "timeout_s": 10, **common},
         ]
         config = {"state_dir": str(self._folder / "state"), "tiers": tiers, "router": {"deadline_s": 120}}
+        config["telemetry"] = {"metrics_port": 0}
         (self._folder / "raycade.yaml").write_text(json.dumps(config))
         command = [
             sys.executable,
@@ -290,13 +292,15 @@ class Soak:
         assert self._job is not None
         roles = {self._job.pid: "driver"}
         for pid, title in self._below().items():
-            for kind in ("RouterActor", "TierActor", "BudgetActor", "CoalescerActor"):
+            for kind in ("RouterActor", "TierActor", "BudgetActor", "CoalescerActor", "ObserverActor"):
                 if title.startswith(f"ray::{kind}"):
                     roles[pid] = kind.removesuffix("Actor").lower()
         for pid, role in roles.items():
             with contextlib.suppress(OSError):
                 mb = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 2**20
                 files = len(os.listdir(f"/proc/{pid}/fd"))
+                if not mb:  # it has ended and nobody has asked for its exit code yet
+                    continue
                 self.samples.setdefault(role, []).append(Sample(at_s, pid, mb, files))
 
     def _below(self) -> dict[int, str]:
@@ -393,18 +397,7 @@ def _slope(points: list[tuple[int, float, float]]) -> float | None:
 
 def _print(report: dict[str, Any], console: Console) -> bool:
     table = Table(title=f"{report['seconds'] / 60:.1f} minutes, {len(report['faults'])} faults", title_justify="left")
-    for name in (
-        "process",
-        "how many",
-        "MB first",
-        "last",
-        "most",
-        "MB/min",
-        "files first",
-        "last",
-        "most",
-        "files/min",
-    ):
+    for name in ("process", "of them", "MB", "most", "MB/min", "files", "most", "files/min"):
         table.add_column(name, justify="left" if name == "process" else "right")
     good = True
     for role, trend in report["processes"].items():
@@ -416,9 +409,11 @@ def _print(report: dict[str, Any], console: Console) -> bool:
         table.add_row(
             role if flat else f"[red]{role}[/]",
             str(trend["processes"]),
-            *(f"{trend[f'mb_{name}']:.0f}" for name in ("first", "last", "most")),
+            f"{trend['mb_first']:.0f} to {trend['mb_last']:.0f}",
+            f"{trend['mb_most']:.0f}",
             "" if slope is None else f"{slope:+.2f}",
-            *(str(trend[f"files_{name}"]) for name in ("first", "last", "most")),
+            f"{trend['files_first']} to {trend['files_last']}",
+            str(trend["files_most"]),
             "" if files is None else f"{files:+.2f}",
         )
     console.print(table)

@@ -237,7 +237,10 @@ def _make_router(
     budget = find("budget")
 
     async def exchange(message: Any) -> Any:
-        return await budget.exchange.remote(message)
+        try:
+            return await budget.exchange.remote(message)
+        except RayError as error:  # whose text, with process ids and colours, would stand in the job's progress
+            raise _plain(error) from None
 
     tiers = [[RayPeer(find(f"tier/{tier.name}/{i}"), _cancel) for i in range(tier.replicas)] for tier in config.tiers]
     peers = Peers(tiers, RayPeer(find("coalescer"), _cancel) if config.coalesce.enabled else None, exchange)

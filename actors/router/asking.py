@@ -49,8 +49,8 @@ async def ask(
             return _invalid(last, refused, attempts, done.cost, "")
         body = ask_again(request.body, reply, errors)
         tier = tiers.index(done.tier)
-        again = Past(len(past.strikes), past.deadline)
-        again.attempts = list(attempts)
+        again = Past(len(past.turns), past.deadline)
+        again.attempts, again.excluded = list(attempts), past.excluded
         done = await cascade(
             request._replace(
                 body=body,
@@ -60,6 +60,7 @@ async def ask(
             again,
             done.cost,
         )
+        past = again
     if last is None or done.resumable:
         return done._replace(refused_replies=refused)
     return _invalid(last, refused, done.attempts, done.cost, f"; not asked again: {done.message}")

@@ -50,6 +50,9 @@ HALTED_LOOK_S = 30.0
 EXHAUSTED_LOOK_S = 5.0
 """A tier without budget is asked for some again so often: somebody may have raised its limit."""
 OVERTAKEN = "another copy of the request answered first"
+MODELS = 16
+OTHER_MODELS = "(others)"
+"""An endpoint that names another model with every answer fills no memory: the last of `MODELS` names stands for the rest."""
 NOTHING = Amount()
 WITHDRAWN = Refusal("queue", 0.0, "cancelled before it was sent")
 
@@ -71,6 +74,7 @@ class RouterTier:
         self.last_failure = ""
         self.native_schema = settings.native_schema
         """Whether it takes `response_format`; False as soon as it has said that it does not."""
+        self.models: dict[str, int] = {}
         model = orjson.dumps(settings.model)
         names = {
             "/chat/completions": _max_tokens_name(settings),
@@ -94,7 +98,13 @@ class RouterTier:
             self.last_failure,
             self.overrun,
             self.margins.widest_milli,
+            dict(self.models),
         )
+
+    def answered_as(self, model: str) -> None:
+        """Count an answer by the model that it names."""
+        name = model if model in self.models or len(self.models) < MODELS - 1 else OTHER_MODELS
+        self.models[name] = self.models.get(name, 0) + 1
 
     def body(self, request: Request) -> bytes:
         """The request's body with the tier's model, its bound on the completion where the request has none, and the schema."""
@@ -185,7 +195,7 @@ class Attempts:
     ) -> None:
         self._tiers = tiers
         self._states = [tier.state for tier in tiers]
-        self._settings = settings
+        self.settings = settings
         self._budget = budget
         self._purse = purse
         self._limits: dict[Account, Any] = {}
@@ -256,6 +266,9 @@ class Attempts:
         else:
             kinds = tier.kinds
             kinds["ok"] = kinds.get("ok", 0) + 1
+            state.served = True
+            if done.model:
+                tier.answered_as(done.model)
             past.attempts.append(Attempt(state.settings.name, index, "ok", done.status, done.duration_s))
         margin_milli = 0 if tier.margins is margins else tier.margins.widest_milli
         past.attempts[-1] = _settled(past.attempts[-1], done, cost, reserved.amount, margin_milli)
@@ -279,7 +292,7 @@ class Attempts:
         left_s = max(0.05, past.deadline - now)
         settings = tier.state.settings
         body = tier.body(request)
-        waits = self._settings.on_rate_limit == "wait" and not request.interactive
+        waits = self.settings.on_rate_limit == "wait" and not request.interactive
         call = TierCall(
             request.id,
             request.path,
@@ -343,7 +356,7 @@ class Attempts:
 
     def _note(self, tier: RouterTier, index: int, past: Past, failure: Failure, overtaken: bool = False) -> Failure:
         if not overtaken:  # which says nothing of the tier, and does not end the request
-            past.note(tier.state, self._states, failure)
+            past.note(tier.state, self._states, failure, time.monotonic())
         past.attempts.append(self._counted(tier, index, failure, overtaken))
         return failure
 
@@ -351,7 +364,9 @@ class Attempts:
         tier.kinds[failure.kind] = tier.kinds.get(failure.kind, 0) + 1
         if not overtaken:
             tier.last_failure = failure.message
-        return Attempt(tier.state.settings.name, index, failure.kind, failure.status, 0.0, failure.message)
+        return Attempt(
+            tier.state.settings.name, index, failure.kind, failure.status, failure.duration_s, failure.message
+        )
 
     def _request_limits(self, account: Account) -> Any:
         limits = self._limits.get(account)
@@ -405,10 +420,11 @@ async def _listen(
 
 def _might_serve(tier: TierState, request: Request, past: Past) -> bool:
     """Whether another tier, budget allowing, is a candidate for the request."""
+    now = time.monotonic()
     return (
         tier.rank >= request.min_quality
         and not request.barred >> tier.index & 1
         and tier.index not in past.excluded
-        and not tier.dead_reason
-        and tier.exhausted_until <= time.monotonic()
+        and not tier.dead(now)
+        and tier.exhausted_until <= now
     )

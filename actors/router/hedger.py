@@ -20,7 +20,7 @@ from actors.lane import Lane
 from actors.messages import Amount, Answer, Attempt, Failure, Health, Refusal, Request, TierCall
 from actors.router.attempts import NOTHING, Attempts, Copy, RouterTier
 from actors.router.hedging import Allowance, Latencies, Watch, where
-from actors.router.plan import FINAL, ActorState, Past
+from actors.router.plan import ActorState, Past, ends
 from actors.router.purse import Purse
 from actors.settings import HedgeSettings
 
@@ -213,7 +213,8 @@ class Hedger:
             known.took(first, first.actor, done)
         elif first.overtaken:
             known.latencies.add(time.monotonic() - first.handed_over_at)
-        if isinstance(done, Answer) or (isinstance(done, Failure) and done.kind in FINAL and not first.overtaken):
+        final = isinstance(done, Failure) and ends(done.kind, self._attempts.settings) and not first.overtaken
+        if isinstance(done, Answer) or final:
             second.stop()
         await asyncio.wait({second.task})
         other, other_cost = (None, NOTHING) if second.task.cancelled() else second.task.result()
@@ -227,6 +228,4 @@ def _take_in(past: Past, other: Past, told: Sequence[Attempt], last: bool) -> No
     """Put the second copy's attempt beside the first's, so that the last attempt is the one that decided."""
     at = len(past.attempts) - (0 if last else 1)
     past.attempts[at:at] = told
-    past.excluded |= other.excluded
-    for index, strikes in enumerate(other.strikes):
-        past.strikes[index] += strikes
+    past.take_in(other)

@@ -144,9 +144,9 @@ def _allowed(tier: TierState, request: Request, past: Past, now: float) -> bool:
         tier.rank >= request.min_quality
         and not request.barred >> tier.index & 1
         and tier.index not in past.excluded
-        and not past.strikes[tier.index]
+        and tier.index not in past.failed
         and tier.exhausted_until <= now
-        and not tier.dead_reason
+        and not tier.dead(now)
         # about four bytes a token; one that does not fit after all is refused, which costs nothing
         and (window is None or request.prompt_bound_tokens // 4 + (request.max_tokens or 0) <= window)
     )

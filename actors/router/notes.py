@@ -1,5 +1,6 @@
 """What a router tells its callers about itself and its tiers, a few times a second: for progress and status."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from actors.messages import Amount, Health
@@ -22,6 +23,8 @@ class TierNote(NamedTuple):
     """Usage above its reservations: charged all the same."""
     margin_milli: int = 1000
     """By how much the tier's bounds are multiplied by now, in thousandths (actors/router/cost.py)."""
+    models: Mapping[str, int] = {}
+    """Answers by the model that they name, in order of appearance; at most 16 names."""
 
 
 class RouterNote(NamedTuple):

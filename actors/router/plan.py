@@ -1,31 +1,32 @@
 """The plan of one request: which tier next, when to wait, when to give up.
 
 `decide` sees the tiers in order with what is known of their health, what has happened to this request so far, and
-the time; it returns `Try`, `Wait` or `GiveUp`. It reads no clock and draws no chance: both are arguments.
+the time; it returns `Try`, `Wait` or `GiveUp`. It reads no clock and draws no chance: both are arguments. What a failure
+of each kind means stands in actors/kinds.py; `Past.note` keeps what follows from it for this request.
 
-    kind of failure                               what it means for the request
-    rate_limited, or held back before sending     not counted; the tier is cooling, the next one is tried
-    server, overloaded, connection, malformed     once more at the same tier if the retry budget allows, then the next
-    lost (the tier actor died)                    as above
-    timeout                                       the next tier; this one again only when the others had their turn
-    context_length                                only tiers with a larger window
-    auth, not_found                               this tier never again; it is out for everybody
-    bad_request, content_filter, cancelled        final: another try would end the same way
-
-Rounds: every tier has `TRIES_A_ROUND` tries before any tier has more; within a round, the order of the configuration.
-Going back to a tier costs exponential backoff with full jitter; going on to the next one costs nothing.
-Waiting (for a limit, a budget, a recovering tier) is never an attempt.
+Turns: the tier with the fewest turns behind it is asked, and among equals the first of the configuration. A failure is
+a turn, with two exceptions: the request's first one, if it came quickly, does not end the tier's turn, so that a hiccup
+is tried once more where it happened; and a silence until the timeout is `SILENT_TURNS`, so that others are asked that
+often before this tier is again. Going back to a tier costs exponential backoff with full jitter, a Retry-After where the
+failure had one, and a retry of the retry budget; going on to the next one costs nothing. Waiting (for a limit, a budget,
+a recovering tier) is never an attempt. A tier that is out and has never served is nothing to wait for.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, assert_never
 
+from actors.kinds import KINDS
 from actors.messages import Attempt, Failure, FailureKind, Health, Request
 from actors.settings import RouterSettings, TierSettings
 
-__all__ = ["ActorState", "GiveUp", "Past", "Step", "TierState", "Try", "Wait", "decide"]
+__all__ = ["ActorState", "GiveUp", "Past", "Step", "TierState", "Try", "Wait", "decide", "ends"]
 
-TRIES_A_ROUND = 2
+SILENT_TURNS = 3
+QUICK = 0.25
+"""A failure is quick when it took at most this part of the tier's timeout_s."""
+SPARSE_TEXT = 8
+"""Bytes a token. A prompt's bound is its bytes, and text has 2 to 5 of them to a token: at 8, nearly nothing fits that
+this says does not. Only nearly, so such a tier comes late instead of never, and its endpoint has the last word."""
 BACKOFF_S = 0.25
 BACKOFF_CAP_S = 10.0
 LOOK_AGAIN_S = 1.0
@@ -33,8 +34,6 @@ LOOK_AGAIN_S = 1.0
 INTERACTIVE_PATIENCE_S = 2.0
 """A caller who waits at a terminal is told "no" rather than kept longer than this."""
 DOWN_S = 0.25
-
-FINAL: frozenset[FailureKind] = frozenset({"bad_request", "content_filter", "cancelled", "budget_exceeded", "internal"})
 
 
 class ActorState:
@@ -50,7 +49,7 @@ class ActorState:
         self.outstanding = 0
         """Calls of this router that the actor holds, counted by the router."""
         self.trial = False
-        """Its breaker is not closed: one call at a time finds out whether it may be."""
+        """Its breaker is not closed, or it was out: one call at a time finds out whether it may be asked."""
         self.probing = False
         """Such a call has gone to it, and it has not told of itself since."""
         self.out = 0
@@ -63,9 +62,9 @@ class ActorState:
         self.open_until = now + health.open_for_s if health.open_for_s else 0.0
         self.cooling_until = now + health.cooling_for_s if health.cooling_for_s else 0.0
         self.dead_reason = health.dead_reason
-        self.trial = health.state != "closed"
+        self.trial = health.state != "closed" or bool(health.dead_reason)
         self.probing = False
-        self.out = int(self.trial)
+        self.out = int(health.state != "closed")
         if health.endpoints:
             self.out = sum(1 << at for at, endpoint in enumerate(health.endpoints) if endpoint.state != "closed")
 
@@ -84,7 +83,7 @@ class ActorState:
 class TierState:
     """What a router knows of one tier."""
 
-    __slots__ = ("actors", "exhausted_until", "index", "rank", "retry_allowed", "settings")
+    __slots__ = ("actors", "exhausted_until", "index", "rank", "retry_allowed", "served", "settings")
 
     def __init__(self, index: int, settings: TierSettings) -> None:
         self.index = index
@@ -95,6 +94,8 @@ class TierState:
         """Until when the tier's own budget grants nothing."""
         self.retry_allowed = True
         """Whether the retry budget has a retry left."""
+        self.served = False
+        """It has answered this router before: when it is out, it may well come back."""
 
     def pick(self, now: float) -> int | None:
         """The usable actor with the fewest calls outstanding."""
@@ -131,23 +132,28 @@ class TierState:
         prober = self._prober()
         return index == prober or not self.actors[prober].trial
 
-    @property
-    def dead_reason(self) -> str:
-        """Why the tier is out for good, when all its actors are."""
-        return self.actors[0].dead_reason if all(actor.dead_reason for actor in self.actors) else ""
+    def dead(self, now: float) -> str:
+        """Why the tier is out, while all its actors are: a wrong key, a model that vanished."""
+        dead = all(actor.dead_reason and actor.cooling_until > now for actor in self.actors)
+        return self.actors[0].dead_reason if dead else ""
 
 
 class Past:
     """What has happened to a request."""
 
-    __slots__ = ("attempts", "counted", "deadline", "excluded", "failure", "strikes")
+    __slots__ = ("attempts", "counted", "deadline", "excluded", "failed", "failure", "not_before", "turns")
 
     def __init__(self, tiers: int, deadline: float) -> None:
         self.attempts: list[Attempt] = []
         self.counted = 0
         self.deadline = deadline
         self.excluded: set[int] = set()
-        self.strikes = [0] * tiers
+        """Tiers that are no use to this request."""
+        self.failed: set[int] = set()
+        """Tiers that may be asked again, at the cost of a retry."""
+        self.turns = [0] * tiers
+        self.not_before = [0.0] * tiers
+        """Until when a tier does not want to see this request again (its Retry-After)."""
         self.failure: Failure | None = None
         """The last failure."""
 
@@ -158,30 +164,43 @@ class Past:
             return -1
         return last.endpoint if self.attempts[-1].tier == tier.settings.name else -1
 
-    def note(self, tier: TierState, tiers: Sequence[TierState], failure: Failure) -> None:
+    def note(self, tier: TierState, tiers: Sequence[TierState], failure: Failure, now: float) -> None:
         """Take in a failed attempt at `tier`."""
+        kind, index = KINDS[failure.kind], tier.index
+        first_and_quick = not self.counted and failure.duration_s <= QUICK * tier.settings.timeout_s
         self.failure = failure
-        match failure.kind:
-            case "rate_limited":
-                return
-            case "timeout":
-                self.strikes[tier.index] += TRIES_A_ROUND
-            case "context_length":
+        self.counted += kind.counts
+        if failure.not_again:
+            self.excluded.add(index)
+        match kind.then:
+            case "again" | "elsewhere":
+                self.failed.add(index)
+                if kind.then == "elsewhere":
+                    self.turns[index] += SILENT_TURNS
+                elif not first_and_quick:
+                    self.turns[index] += 1
+                if failure.retry_after_s is not None:
+                    self.not_before[index] = now + failure.retry_after_s
+            case "larger":
+                self.excluded.add(index)
                 window = tier.settings.context_tokens
-                self.excluded.add(tier.index)
-                self.excluded |= {
-                    t.index
-                    for t in tiers
-                    if window is not None
-                    and t.settings.context_tokens is not None
-                    and t.settings.context_tokens <= window
-                }
-            case "auth" | "not_found":
-                self.excluded.add(tier.index)
-                return
+                if window is not None:
+                    self.excluded |= {t.index for t in tiers if (t.settings.context_tokens or window + 1) <= window}
+            case "out" if tier.served and tier.dead(now):
+                pass  # out for everybody: who has time waits for it
+            case "out" | "refused":
+                self.excluded.add(index)
+            case "wait" | "final":
+                pass  # the tier's health keeps everybody away from it; the plan ends with the failure
             case _:
-                self.strikes[tier.index] += 1
-        self.counted += 1
+                assert_never(kind.then)
+
+    def take_in(self, other: "Past") -> None:
+        """What a second copy of the request has met is known to the first, though it is none of its attempts."""
+        self.excluded |= other.excluded
+        self.failed |= other.failed
+        self.turns = [own + others for own, others in zip(self.turns, other.turns, strict=True)]
+        self.not_before = [max(pair) for pair in zip(self.not_before, other.not_before, strict=True)]
 
 
 class Try(NamedTuple):
@@ -215,63 +234,78 @@ def decide(
 ) -> Step:
     """The next step. `chance` is a random number in [0, 1)."""
     last = past.failure
-    if last is not None and last.kind in FINAL:
+    if last is not None and ends(last.kind, settings):
         return GiveUp(last.kind, last.message)
     if now >= past.deadline:
-        return GiveUp("deadline", _summary(f"not done within {request.deadline_s:g} s", past))
+        out = next((f"; tier {t.settings.name} is out: {t.dead(now)}" for t in tiers if t.dead(now)), "")
+        return GiveUp("deadline", _summary(f"not done within {request.deadline_s:g} s", past) + out)
     if past.counted >= settings.max_attempts:
         return GiveUp("all_tiers_exhausted", _summary(f"failed {past.counted} times", past))
 
-    chosen: tuple[int, TierState, int] | None = None
+    waits = settings.on_rate_limit == "wait" and not request.interactive
+    best: tuple[int, bool] | None = None
+    chosen: tuple[TierState, int] | None = None
     soonest = float("inf")
     allowed = 0
     for tier in tiers[request.start_tier :] if request.start_tier else tiers:
         if tier.rank < request.min_quality or request.barred >> tier.index & 1:
             continue
         allowed += 1
-        if tier.index in past.excluded or tier.dead_reason:
+        index = tier.index
+        if index in past.excluded:
             continue
-        actor = None if tier.exhausted_until > now else tier.pick(now)
+        if tier.dead(now):
+            if tier.served and not request.interactive:
+                soonest = min(soonest, tier.usable_at(now))
+            continue
+        window, turns = tier.settings.context_tokens, past.turns[index]
+        if window is not None and request.prompt_bound_tokens > window * SPARSE_TEXT:
+            turns += SILENT_TURNS
+        not_before = past.not_before[index]
+        actor = None if tier.exhausted_until > now or not_before > now else tier.pick(now)
         if actor is None:
-            soonest = min(soonest, tier.usable_at(now))
-            waits = settings.on_rate_limit == "wait" and not request.interactive
-            if waits and past.strikes[tier.index] < TRIES_A_ROUND and _only_cooling(tier, now):
-                break  # a batch row waits for the better tier, unless that one has had its turn
+            soonest = min(soonest, max(not_before, tier.usable_at(now)))
+            if waits and not turns and _only_cooling(tier, now):
+                chosen = None  # a batch row waits for the better tier, unless that one has had its turn
+                break
             continue
-        strikes = past.strikes[tier.index]
-        tries = strikes if tier.retry_allowed or not strikes else _whole_rounds(strikes)
-        if chosen is None or tries // TRIES_A_ROUND < chosen[0]:
-            chosen = (tries // TRIES_A_ROUND, tier, actor)
-            if tries < TRIES_A_ROUND:
+        blocked = index in past.failed and not tier.retry_allowed
+        order = (turns + blocked, blocked)
+        if best is None or order < best:
+            best, chosen = order, (tier, actor)
+            if not turns and not blocked:
                 break
 
     if chosen is not None:
-        _, tier, actor = chosen
-        strikes = past.strikes[tier.index]
-        if not strikes:
+        tier, actor = chosen
+        if tier.index not in past.failed:
             return Try(tier.index, actor, 0.0, retry=False)
         backoff = chance * min(BACKOFF_CAP_S, BACKOFF_S * 2.0 ** (past.counted - 1))
         left = (past.deadline - now) / 2  # a retry that begins after the deadline would be paid for and thrown away
         if tier.retry_allowed:
             return Try(tier.index, actor, min(backoff, left), retry=True)
-        return Wait(min(DOWN_S + backoff, left))
+        return Wait(min(DOWN_S + backoff, max(0.01, left), past.deadline - now))
     if soonest < float("inf"):
         pause = soonest - now
         if request.interactive and pause > INTERACTIVE_PATIENCE_S:
             return GiveUp("all_tiers_exhausted", _summary("no tier can take a call now", past), retry_after_s=pause)
-        return Wait(max(0.01, min(pause, LOOK_AGAIN_S, past.deadline - now)))
-    return _nothing_left(request, tiers, past, allowed)
+        return Wait(min(max(0.01, min(pause, LOOK_AGAIN_S)), past.deadline - now))
+    return _nothing_left(request, tiers, past, allowed, now)
+
+
+def ends(kind: FailureKind, settings: RouterSettings) -> bool:
+    """Whether a failure of this kind ends its request."""
+    known = KINDS.get(kind)
+    if known is None:  # of a whole request, such as a tier's budget that ended: told if nothing else is left
+        return False
+    return known.then == "final" or (known.then == "refused" and settings.on_content_filter == "final")
 
 
 def _only_cooling(tier: TierState, now: float) -> bool:
     return any(actor.up and actor.open_until <= now < actor.cooling_until for actor in tier.actors)
 
 
-def _whole_rounds(strikes: int) -> int:
-    return -(-strikes // TRIES_A_ROUND) * TRIES_A_ROUND
-
-
-def _nothing_left(request: Request, tiers: Sequence[TierState], past: Past, allowed: int) -> GiveUp:
+def _nothing_left(request: Request, tiers: Sequence[TierState], past: Past, allowed: int, now: float) -> GiveUp:
     if not allowed:
         names = ", ".join(f"{tier.settings.name} ({tier.settings.quality})" for tier in tiers)
         kind: Literal["no_tier"] = "no_tier"
@@ -279,11 +313,11 @@ def _nothing_left(request: Request, tiers: Sequence[TierState], past: Past, allo
             kind, f"no tier from the start of the cascade on has the quality that is asked for; there are {names}"
         )
     last = past.failure
-    if last is not None and last.kind in ("context_length", "auth", "not_found"):
+    if last is not None and last.kind in KINDS and KINDS[last.kind].then in ("larger", "out", "refused"):
         return GiveUp(last.kind, last.message)
-    dead = next((tier for tier in tiers if tier.dead_reason), None)
-    if dead is not None:
-        return GiveUp("auth", f"tier {dead.settings.name} is out: {dead.dead_reason}")
+    out = next((tier for tier in tiers if tier.dead(now)), None)
+    if out is not None:
+        return GiveUp(out.actors[0].health.dead_kind, f"tier {out.settings.name} is out: {out.dead(now)}")
     return GiveUp("all_tiers_exhausted", _summary("no tier is left to try", past))
 
 

@@ -38,7 +38,7 @@ SHORTEST_PACE_S = 0.001
 class _Queued:
     """A call that waits for an endpoint, or runs."""
 
-    __slots__ = ("avoid", "call", "cancelled", "complete", "expires", "paid", "started", "task")
+    __slots__ = ("avoid", "call", "cancelled", "complete", "expires", "paid", "probe", "started", "task")
 
     def __init__(self, call: TierCall, complete: Complete[TierReply | Part], expires: float) -> None:
         self.call = call
@@ -47,6 +47,8 @@ class _Queued:
         self.avoid = call.avoid
         self.paid = False
         """It has taken its share of the rate limits."""
+        self.probe = False
+        """It finds out whether an outage is over, which does not hold it."""
         self.cancelled = False
         self.started = False
         self.task: asyncio.Task[None] | None = None
@@ -71,6 +73,8 @@ class TierActor(LaneHost):
         self._transports: Sequence[Transport] = ()
         self._secrets: tuple[str, ...] = ()
         self._balancer = Balancer(settings)
+        self._under_way: dict[str, int] = {}
+        """With several endpoints, where each request is: a second copy of one that is late goes to another."""
         self._limits = RateLimits(settings.requests_per_minute, settings.tokens_per_minute, 1.0 / settings.replicas)
         self._rate_pause_until = 0.0
         self._paced = 0
@@ -124,7 +128,8 @@ class TierActor(LaneHost):
                 self._give_back(Refusal("cooling", self._rate_pause_until - now))
                 return
             call = queued.call
-            choice = self._balancer.choose(call.path, queued.avoid, call.held, now, random.random())
+            avoid = self._under_way.get(call.id, queued.avoid)
+            choice = self._balancer.choose(call.path, avoid, call.held, now, random.random())
             match choice:
                 case Upstream():
                     queue.popleft()
@@ -156,6 +161,9 @@ class TierActor(LaneHost):
         assert isinstance(permit, Permit), "the balancer chose an endpoint that is out"
         upstream.in_flight += 1
         upstream.capacity.sent(now)
+        if len(self._balancer.all) > 1:
+            self._under_way[queued.call.id] = upstream.index
+        queued.probe = upstream.probes(queued.call.path, now)
         queued.task = asyncio.get_running_loop().create_task(self._attempt(queued, upstream, permit))
 
     async def _attempt(self, queued: _Queued, upstream: Upstream, permit: Permit) -> None:
@@ -167,12 +175,12 @@ class TierActor(LaneHost):
         try:
             if queued.cancelled:
                 return
-            if not queued.paid:
+            if not queued.paid and not self._limits.unlimited:
                 done = await self._wait_for_rate(queued)
                 began = time.monotonic()
-            if done is None and upstream.takes(permit, began):  # else it went out meanwhile
+            if done is None and upstream.takes(permit, began, queued.probe):  # else it went out meanwhile
                 done = await self._send(queued, upstream)
-                outcome = upstream.learn(done, queued.call.path, time.monotonic())
+                outcome = upstream.learn(done, queued.call.path, time.monotonic(), queued.probe)
                 if isinstance(done, Failure) and done.kind in ("auth", "not_found"):
                     done = self._elsewhere(queued, upstream, done)
             if done is None:
@@ -190,21 +198,22 @@ class TierActor(LaneHost):
             if isinstance(done, Answer) and done.streaming is not None:
                 took_s = done.streaming.first_token_s  # a long answer is no slow call
             self._balancer.settle(upstream, permit, outcome, now, took_s, said)
+            if self._under_way.get(queued.call.id) == upstream.index:
+                del self._under_way[queued.call.id]
             if done is not None:  # None: it waits again, or was cancelled and nobody waits for it
                 queued.complete(done)
             self._pump()
 
     async def _wait_for_rate(self, queued: _Queued) -> Refusal | None:
-        if not self._limits.unlimited:
-            self._paced += 1
-            try:
-                async with asyncio.timeout(queued.call.rate_s):
-                    await self._limits.wait(queued.call.tokens)
-            except TimeoutError:
-                self._rate_pause_until = time.monotonic() + RATE_PAUSE_S
-                return Refusal("rate", RATE_PAUSE_S)
-            finally:
-                self._paced -= 1
+        self._paced += 1
+        try:
+            async with asyncio.timeout(queued.call.rate_s):
+                await self._limits.wait(queued.call.tokens)
+        except TimeoutError:
+            self._rate_pause_until = time.monotonic() + RATE_PAUSE_S
+            return Refusal("rate", RATE_PAUSE_S)
+        finally:
+            self._paced -= 1
         queued.paid = True
         return None
 
@@ -227,23 +236,25 @@ class TierActor(LaneHost):
             except ConfigError as error:
                 return Failure("auth", str(error), endpoint=upstream.index)
         transport = self._transports[upstream.index]
+        started = time.monotonic()
         if call.stream is not None:
 
             def say(chunks: list[Chunk]) -> None:
                 queued.complete(Part(chunks))
 
-            return await stream_call(transport, call, call.stream, upstream.index, self._secrets, say)
-        started = time.monotonic()
+            done = await stream_call(transport, call, call.stream, upstream.index, self._secrets, say)
+            return done._replace(duration_s=time.monotonic() - started) if isinstance(done, Failure) else done
         try:
             reply = await transport.send(call.path, call.body, call.timeout_s)
         except TransportError as error:
-            return classify_error(error, self._secrets)._replace(endpoint=upstream.index)
+            failure = classify_error(error, self._secrets)
+            return failure._replace(endpoint=upstream.index, duration_s=time.monotonic() - started)
         now = time.monotonic()
         upstream.capacity.advised(reply.headers, now)
         outcome = classify_reply(reply.status, reply.headers, reply.body, call.path, time.time(), self._secrets)
         if isinstance(outcome, Whole):
             return Answer(reply.body, reply.status, outcome.usage, outcome.model, now - started, upstream.index)
-        return outcome._replace(endpoint=upstream.index)
+        return outcome._replace(endpoint=upstream.index, duration_s=now - started)
 
     def _sweep(self) -> None:
         """Give back what has waited too long."""

@@ -5,25 +5,28 @@ It stands between the transport and everything that decides (breaker, limiter, p
 
 - Is the answer whole? A 200 is a success only if its body says that it was finished. An HTML page, an error object or a
   choice without a finish_reason under a 200 is a failure, and one that was probably paid for.
-- Whose fault is it? `own_fault` marks what the request itself brings about, wherever it is sent.
+- Which kind of failure is it, and so whose fault? The tables say (actors/tier/rules.py, actors/kinds.py), except that an
+  endpoint's own `x-should-retry` goes before them.
 - What did it cost? `billed` errs towards "unknown", since the ledger charges an unknown as if it had been billed.
 
-RULES is read from the top; the first rule that fits decides. Nothing here raises, whatever the endpoint sends.
+Nothing here raises, whatever the endpoint sends.
 """
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
 
-from actors.messages import Billed, Failure, FailureKind, Usage
+from actors.kinds import KINDS
+from actors.messages import Failure, FailureKind, Usage
 from actors.tier.redact import one_line, redact
-from actors.tier.retry_after import retry_after
+from actors.tier.retry_after import retry_after, should_retry
+from actors.tier.rules import RULES, UNFINISHED, Rule
 from actors.tier.transport import TransportError
 from actors.tier.usage import reported_usage
 
-__all__ = ["RULES", "Outcome", "Rule", "Whole", "classify_error", "classify_reply", "redact"]
+__all__ = ["Outcome", "Whole", "classify_error", "classify_reply", "redact"]
 
 MAX_MESSAGE_CHARS: Final = 300
 MAX_BODY_BYTES: Final = 4096
@@ -39,166 +42,6 @@ class Whole(NamedTuple):
 
 
 Outcome = Whole | Failure
-
-
-class Rule(NamedTuple):
-    """Fits a reply whose status is in `statuses` and, where given, that has one of `codes` or says one of `says`."""
-
-    kind: FailureKind
-    statuses: Container[int]
-    codes: frozenset[str] = frozenset()
-    """Of error.code, error.type, error.status or innererror.code, lower-cased."""
-    says: tuple[str, ...] = ()
-    """Parts of the lower-cased error message, for endpoints that give no code."""
-    own_fault: bool = False
-    billed: Billed = "no"
-    note: str = ""
-    """What the message says first, where the endpoint's own words would leave a person guessing."""
-
-
-_ANY = range(200, 600)
-_4XX = range(400, 500)
-_REFUSED = frozenset({400, 403, 413, 422})
-
-RULES: Final[tuple[Rule, ...]] = (
-    # -- What the words say goes before the status: vendors agree on the words more than on the status.
-    Rule(
-        "context_length",
-        _ANY,
-        codes=frozenset(
-            {
-                "context_length_exceeded",  # OpenAI, Azure, Groq, LiteLLM
-                "string_above_max_length",  # OpenAI: one message longer than the API takes
-                "exceed_context_size_error",  # llama.cpp server
-                "tokens_limit_reached",  # GitHub Models, 413
-                "request_too_large",  # Anthropic, 413
-            }
-        ),
-        own_fault=True,
-    ),
-    Rule(
-        "context_length",
-        _REFUSED | {500},  # 500: older llama.cpp and Ollama
-        says=(
-            "maximum context length",  # OpenAI, vLLM, DeepSeek
-            "maximum model length",  # vLLM: "longer than the maximum model length of"
-            "exceeds the available context size",  # llama.cpp
-            "exceeds the context window",  # OpenAI responses
-            "prompt is too long",  # Anthropic
-            "input is too long",  # Bedrock
-            "input token count",  # Gemini: "The input token count (n) exceeds the maximum"
-            "`inputs` tokens + `max_new_tokens`",  # text-generation-inference, 422
-        ),
-        own_fault=True,
-    ),
-    Rule(
-        "content_filter",
-        _ANY,
-        codes=frozenset(
-            {
-                "content_filter",  # Azure, 400
-                "responsibleaipolicyviolation",  # Azure, in innererror
-                "content_policy_violation",  # OpenAI
-                "moderation_blocked",  # OpenAI images
-                "invalid_prompt",  # OpenAI reasoning models: "flagged as potentially violating our usage policy"
-                "data_inspection_failed",  # Alibaba DashScope
-            }
-        ),
-        own_fault=True,
-        # "There will be a charge for this request as the prompt was evaluated": Azure, concepts/content-filter.
-        billed="unknown",
-    ),
-    Rule(
-        "content_filter",
-        _REFUSED,
-        # Azure; OpenRouter, 403; DeepSeek
-        says=("content management policy", "input was flagged", "content exists risk"),
-        own_fault=True,
-        billed="unknown",
-    ),
-    Rule(
-        # A wrong name is the tier's, not the request's. Before 401/403: OpenAI gives 403 for a model out of reach.
-        "not_found",
-        _4XX,
-        codes=frozenset(
-            {
-                "model_not_found",  # OpenAI 404 and 403, Groq
-                "model_decommissioned",  # Groq, 400
-                "deploymentnotfound",  # Azure, 404
-            }
-        ),
-    ),
-    Rule("not_found", _REFUSED, says=("is not a valid model id",)),  # OpenRouter, 400
-    Rule(
-        # An empty account does not fill up by waiting: out, like a wrong key. Codes only: Gemini words its
-        # per-minute limits "You exceeded your current quota" as well.
-        "auth",
-        _4XX,
-        codes=frozenset(
-            {
-                "insufficient_quota",  # OpenAI, 429
-                "billing_hard_limit_reached",  # OpenAI, 400
-                "billing_not_active",  # OpenAI, 429
-                "insufficient_balance",
-                "billing_error",  # Anthropic, 402
-            }
-        ),
-        note="the account's quota or credit is used up",
-    ),
-    Rule("auth", {402}, note="the account's quota or credit is used up"),  # OpenRouter, DeepSeek
-    Rule(
-        "auth",
-        {400},
-        says=("credit balance is too low",),  # Anthropic
-        note="the account's quota or credit is used up",
-    ),
-    Rule(
-        "auth",
-        _4XX,
-        codes=frozenset({"invalid_api_key", "api_key_invalid", "authentication_error"}),  # OpenAI, Google, Anthropic
-        note="the key was refused",
-    ),
-    Rule("auth", {400}, says=("api key not valid", "incorrect api key"), note="the key was refused"),  # Gemini, xAI
-    Rule("context_length", {413}, own_fault=True, note="the request is too large for this endpoint"),
-    Rule(
-        "overloaded",
-        _ANY,
-        codes=frozenset({"overloaded_error", "engine_overloaded_error", "server_overloaded", "model_overloaded"}),
-    ),
-    Rule(
-        "rate_limited",
-        _ANY,
-        codes=frozenset({"rate_limit_exceeded", "rate_limit_error", "resource_exhausted", "throttlingexception"}),
-    ),
-    Rule("overloaded", range(500, 600), says=("overloaded", "at capacity", "no available server")),
-    # -- Then the status.
-    Rule("auth", {401, 403}, note="the key was refused or may not do this"),
-    Rule("auth", {407}, note="the proxy asks for credentials"),
-    Rule("not_found", {404, 405, 410}, note="the address or the model is not there; check base_url and model"),
-    Rule("timeout", {408}, billed="unknown"),  # Azure may bill it: "a 408 error due to a timeout", how-to/manage-costs
-    Rule("rate_limited", {429}),
-    Rule("server", {409, 421, 424, 425, 499}),  # 409: a lock timed out, the SDK retries it. None is the request's doing
-    Rule("overloaded", {498, 503, 529}),  # 503: RFC 9110 15.6.4; 498: Groq flex capacity; 529: Anthropic
-    # A gateway that gave up waiting (504, Cloudflare 524) leaves a model at work behind it, which may bill.
-    Rule("server", {504, 524}, billed="unknown", note="a gateway gave up waiting for the endpoint"),
-    # A gateway that could not get through (502, Cloudflare 520 to 523) tells of a broken server, not of a busy one.
-    Rule("server", {502, 520, 521, 522, 523}, note="a gateway could not reach the endpoint"),
-    Rule("server", range(500, 600)),
-    Rule("server", range(300, 400), note="redirects are not followed; check base_url"),
-    Rule("bad_request", _4XX, own_fault=True),
-    Rule("server", range(200, 300), codes=frozenset({"server_error", "internal_server_error"}), billed="unknown"),
-    # Whatever is left was a 2xx that says neither answer nor known error, or a status that does not exist.
-    Rule("malformed", range(-(10**9), 10**9), billed="unknown"),
-)
-
-# finish_reason -> kind, of replies that ended without being done. Any other word is an end in good order: `stop`,
-# `length` (the caller's own max_tokens), `tool_calls`, `function_call`, and what other servers say (`eos`, `end_turn`).
-_UNFINISHED: Final[Mapping[str, FailureKind]] = {
-    "content_filter": "content_filter",
-    "error": "server",  # OpenRouter: the upstream failed after it had begun
-    "abort": "server",  # vLLM: the request was aborted in the engine
-    "insufficient_system_resource": "overloaded",  # DeepSeek
-}
 
 
 def classify_reply(
@@ -223,15 +66,20 @@ def classify_reply(
         trouble = _Trouble(status, _complaint(reply))
     usage = reported_usage(reply)
     rule = trouble.rule or next(rule for rule in RULES if _fits(rule, trouble))
+    again = should_retry(headers)
+    kind = rule.kind
+    if again and KINDS[kind].then in ("final", "refused", "out"):
+        kind = "server"  # it says that the same request may well be answered, so the trouble is its own
     return Failure(
-        kind=rule.kind,
+        kind=kind,
         message=_message(status, rule, trouble, body, reply, secrets),
         status=status,
-        retry_after_s=retry_after(headers, now_unix, limited=rule.kind == "rate_limited"),
+        retry_after_s=retry_after(headers, now_unix, limited=kind == "rate_limited"),
         billed="yes" if usage else "unknown" if 200 <= status < 300 else rule.billed,
         body=_bounded_body(body, secrets),
-        own_fault=rule.own_fault,
+        own_fault=KINDS[kind].fault == "request",
         usage=usage,
+        not_again=again is False,
     )
 
 
@@ -251,6 +99,8 @@ class _Complaint(NamedTuple):
     text: str = ""
     status: int = 0
     """A status code inside the body, as gateways give under a 200."""
+    filtered: str = ""
+    """What a content filter found: `filtered: hate (high), violence (medium)`."""
 
 
 class _Trouble(NamedTuple):
@@ -307,12 +157,16 @@ def _unfinished_choices(reply: dict[str, Any], chat: bool) -> _Trouble | None:
         reason = choice.get("finish_reason")
         if not isinstance(reason, str) or not reason:
             return _malformed("the answer was cut short: a choice has no finish_reason")
-        if chat and not isinstance(choice.get("message"), dict):
+        message = choice.get("message")
+        # Some vendors add their own word: `content_filter: SAFETY`. What was stopped may well have no message.
+        if kind := UNFINISHED.get(reason.partition(":")[0].strip().lower()):
+            refusal = _text(message.get("refusal")) if isinstance(message, dict) else ""
+            text = f"the answer was stopped: finish_reason is {reason}{': ' if refusal else ''}{refusal}"
+            trouble = trouble or _stopped(kind, text, _filtered(choice))
+        elif chat and not isinstance(message, dict):
             return _malformed("the reply has a choice without `message`")
-        if not chat and not isinstance(choice.get("text"), str):
+        elif not chat and not isinstance(choice.get("text"), str):
             return _malformed("the reply has a choice without `text`")
-        if kind := _UNFINISHED.get(reason):
-            trouble = trouble or _stopped(kind, f"the answer was stopped: finish_reason is {reason}")
     return trouble
 
 
@@ -329,9 +183,19 @@ def _unfinished_response(reply: dict[str, Any]) -> _Trouble | None:
     return _malformed(f"the response is not complete: status is {_text(status) or 'absent'}")
 
 
-def _stopped(kind: FailureKind, text: str) -> _Trouble:
-    rule = Rule(kind, (), own_fault=kind == "content_filter", billed="unknown")
-    return _Trouble(200, _Complaint(text=text), rule)
+def _stopped(kind: FailureKind, text: str, filtered: str = "") -> _Trouble:
+    return _Trouble(200, _Complaint(text=text, filtered=filtered), Rule(kind, (), billed="unknown"))
+
+
+def _filtered(where: dict[str, Any]) -> str:
+    """What Azure's content filter found: {"content_filter_results": {"hate": {"filtered": true, "severity": "high"}}}."""
+    results = where.get("content_filter_results") or where.get("content_filter_result")
+    found = []
+    for category, result in results.items() if isinstance(results, dict) else ():
+        if isinstance(result, dict) and result.get("filtered") is True:
+            severity = _text(result.get("severity"))
+            found.append(f"{category} ({severity})" if severity else str(category))
+    return f"filtered: {', '.join(found[:8])}" if found else ""
 
 
 def _complaint(reply: Any) -> _Complaint:
@@ -348,14 +212,18 @@ def _complaint(reply: Any) -> _Complaint:
     if not isinstance(error, dict):
         error = reply
     inner = error.get("innererror")
-    codes = _codes(error) + (_codes(inner) if isinstance(inner, dict) else ())
+    codes = _codes(error)
+    filtered = _filtered(error)
+    if isinstance(inner, dict):
+        codes += _codes(inner)
+        filtered = filtered or _filtered(inner)
     text = _text(error.get("message"))
     if not text and "detail" in error:
         detail = error["detail"]
         text = detail if isinstance(detail, str) else _dumped(detail)
     code = error.get("code")
     inside = int(code) if isinstance(code, int | str) and re.fullmatch(r"[45]\d\d", str(code)) else 0
-    return _Complaint(codes, text, inside)
+    return _Complaint(codes, text, inside, filtered)
 
 
 def _codes(error: dict[str, Any]) -> tuple[str, ...]:
@@ -400,7 +268,7 @@ def _message(status: int, rule: Rule, trouble: _Trouble, body: bytes, reply: Any
         elif page.lstrip()[:1] == "<":
             said = "an HTML page"
     code = next((code for code in complaint.codes if not code.isdecimal()), "")
-    head = ", ".join(part for part in (f"HTTP {status}", code, rule.note) if part)
+    head = ", ".join(part for part in (f"HTTP {status}", code, complaint.filtered, rule.note) if part)
     return redact(one_line(f"{head}: {said}" if said else head), secrets)[:MAX_MESSAGE_CHARS]
 
 

@@ -7,7 +7,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-__all__ = ["MAX_RETRY_AFTER_S", "retry_after"]
+__all__ = ["MAX_RETRY_AFTER_S", "retry_after", "should_retry"]
 
 MAX_RETRY_AFTER_S: Final = 3600.0
 
@@ -30,6 +30,13 @@ def retry_after(headers: Mapping[str, str], now_unix: float, limited: bool = Tru
     if found is None and limited:
         found = _reset(headers)
     return None if found is None else _clamped(found)
+
+
+def should_retry(headers: Mapping[str, str]) -> bool | None:
+    """What the endpoint says of sending it the same request again (OpenAI, Anthropic, and proxies that have retried
+    themselves); None: nothing, or nothing that the SDKs read.
+    """
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
 
 
 def _clamped(seconds: float) -> float:

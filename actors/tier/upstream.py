@@ -14,17 +14,17 @@ Pure: `now` (monotonic seconds) and chance are arguments. The actor counts `in_f
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+from actors.kinds import KINDS
 from actors.messages import Answer, Failure, Health, Refusal
 from actors.settings import TierSettings
 from actors.tier.breaker import Breaker, Outcome, Permit
 from actors.tier.capacity import Capacity
+from actors.tier.outage import Outage
 
-__all__ = ["ABSENT_PAUSE_S", "AUTH_PAUSE_S", "Balancer", "Busy", "Upstream"]
+__all__ = ["Balancer", "Busy", "Upstream"]
 
-AUTH_PAUSE_S: Final = 300.0
-"""An endpoint that refuses the key is asked again this much later."""
-ABSENT_PAUSE_S: Final = 300.0
-"""And one that does not have the path or the model, for that path."""
+LEASE_S: Final = 5.0
+"""A call that finds out whether an outage is over may take this much longer than an attempt before another does."""
 FORBIDDEN = 403
 HELD_S: Final = 1.0
 """When all that is left is held, another actor's probe will tell; look again so soon."""
@@ -38,21 +38,25 @@ class Busy(NamedTuple):
     ready_at: float | None
 
 
+FULL = Busy(None)
+
+
 class Upstream:
     """One endpoint's condition."""
 
     __slots__ = (
+        "_lease_s",
+        "_pause_s",
         "absent",
         "address",
         "breaker",
         "capacity",
         "cooling_since",
-        "dead_reason",
-        "dead_until",
-        "has_answered",
         "in_flight",
         "index",
         "last_refusal",
+        "out",
+        "served",
     )
 
     def __init__(self, index: int, base_url: str, settings: TierSettings) -> None:
@@ -62,48 +66,55 @@ class Upstream:
         self.breaker = Breaker(settings.breaker)
         self.capacity = Capacity(settings.concurrency)
         self.in_flight = 0
-        self.dead_until = 0.0
-        self.dead_reason = ""
-        self.absent: dict[str, tuple[float, str]] = {}
-        """Paths that it does not have, until when that is believed, and what it said."""
-        self.has_answered = False
+        self.out: Outage | None = None
+        """It refuses the key, or what it served before is not there any more."""
+        self.absent: dict[str, Outage] = {}
+        """By path, since a chat endpoint need not have embeddings."""
+        self.served: set[str] = set()
+        """Paths that have answered."""
+        self._pause_s = settings.breaker.recovery_timeout_s
+        self._lease_s = settings.timeout_s + LEASE_S
         self.cooling_since = 0.0
         self.last_refusal = ""
 
     def blocked_until(self, now: float) -> float:
         """When it may be asked, slots and pace aside; at most `now`: now."""
-        breaker, pause = self.breaker, max(self.capacity.cooling_until, self.dead_until)
+        breaker, pause = self.breaker, self._paused_until()
         return pause if breaker.state == "closed" else max(pause, breaker.retry_at(now))
 
-    def takes(self, permit: Permit, now: float) -> bool:
+    def probes(self, path: str, now: float) -> bool:
+        """Whether a call that is admitted now finds out if an outage is over. It keeps the others away meanwhile."""
+        if self.out is None and not self.absent:
+            return False
+        of_all = self.out is not None and self.out.probe(now, self._lease_s)
+        absent = self.absent.get(path)
+        return (absent is not None and absent.probe(now, self._lease_s)) or of_all
+
+    def takes(self, permit: Permit, now: float, probe: bool = False) -> bool:
         """Whether a call that was admitted before may still be sent."""
-        paused = max(self.capacity.cooling_until, self.dead_until) > now
+        paused = (self.capacity.cooling_until if probe else self._paused_until()) > now
         return not paused and permit.generation == self.breaker.generation
 
     def lacks(self, path: str, now: float) -> tuple[float, str] | None:
         """Until when this endpoint is known not to have the path, and what it said."""
         known = self.absent.get(path) if self.absent else None
-        return known if known is not None and known[0] > now else None
+        return (known.until, known.reason) if known is not None and known.until > now else None
+
+    def _paused_until(self) -> float:
+        return max(self.capacity.cooling_until, self.out.until if self.out is not None else 0.0)
 
     def refusal(self, until: float, now: float) -> Refusal:
-        cooling = until <= max(self.capacity.cooling_until, self.dead_until)
+        cooling = until <= self._paused_until()
         return Refusal("cooling" if cooling else "open", max(0.0, until - now))
 
-    def settle(self, permit: Permit, outcome: Outcome, now: float, duration_s: float, said: str = "") -> bool:
-        """End a call. True: the breaker has changed its state."""
-        breaker = self.breaker
-        generation = breaker.generation
-        breaker.settle(permit, outcome, now, duration_s)
-        if breaker.generation == generation:
-            return False
-        if breaker.why and said:
-            breaker.why += f", last: {said}"
-        return True
-
-    def learn(self, done: Answer | Failure, path: str, now: float) -> Outcome:
+    def learn(self, done: Answer | Failure, path: str, now: float, probe: bool = False) -> Outcome:
         """What came of a call, for the capacity and the marks; returns what the breaker is to make of it."""
+        if probe and (isinstance(done, Answer) or KINDS[done.kind].fault == "request"):
+            # Whoever reads requests has a key and a model. Answers that were under way when it went out say nothing.
+            self.absent.pop(path, None)
+            self.out = None
         if isinstance(done, Answer):
-            self.has_answered = True
+            self.served.add(path)
             self.capacity.succeeded(self.in_flight, done.duration_s, now)
             return "success"
         match done.kind:
@@ -112,39 +123,33 @@ class Upstream:
                     self.cooling_since = now
                 self.capacity.refused(done.retry_after_s, now)
                 self.last_refusal = done.message
-                return "neutral"
-            case "not_found":
-                # A wrong address or model, for this path at least: a chat endpoint need not have embeddings.
-                self.absent[path] = (now + ABSENT_PAUSE_S, done.message)
-                return "neutral"
-            case "auth" if done.status == FORBIDDEN and self.has_answered:
-                return "neutral"  # the key serves others: it is this request that is forbidden
-            case "auth":
-                self.dead_until = now + AUTH_PAUSE_S
-                self.dead_reason = done.message
-                return "neutral"
             case "overloaded":
                 self.capacity.refused(done.retry_after_s, now, overloaded=True)
-                return "failure"
+            case "not_found" if path not in self.served or self.served - self.absent.keys() - {path}:
+                outage = self.absent.setdefault(path, Outage(done.kind, self._pause_s, now))
+                outage.refused(done.message, now)
+            case "auth" if done.status == FORBIDDEN and self.served:
+                pass  # the key serves others: it is this request that is forbidden
+            case "not_found" | "auth":
+                self.out = self.out or Outage(done.kind, self._pause_s, now)
+                self.out.refused(done.message, now)
             case "timeout" | "connection" | "server" | "malformed":
                 self.capacity.failed(now)
-                return "failure"
-            case _:
-                return "neutral"
+        return KINDS[done.kind].breaker
 
     def health(self, now: float) -> Health:
         """Its condition; durations in seconds from now, or until now (`since_s`)."""
-        breaker, cooling_until = self.breaker, max(self.capacity.cooling_until, self.dead_until)
-        why, since, dead = "", 0.0 if breaker.changed_at is None else breaker.changed_at, self.dead_until > now
-        if dead:
-            why, since = self.dead_reason, self.dead_until - AUTH_PAUSE_S
+        breaker, cooling_until = self.breaker, self._paused_until()
+        why, since = "", 0.0 if breaker.changed_at is None else breaker.changed_at
+        absent = max(self.absent.values(), key=lambda outage: outage.until) if self.absent else None
+        if self.out is not None:
+            why, since = self.out.reason, self.out.since
         elif breaker.state != "closed":
             why = breaker.why
         elif cooling_until > now:
             why, since = self.last_refusal, self.cooling_since
-        elif self.absent:
-            until, why = max(self.absent.values())
-            why, since = (why, until - ABSENT_PAUSE_S) if until > now else ("", since)
+        elif absent is not None:
+            why, since = absent.reason, absent.since
         return Health(
             breaker.state,
             0.0 if breaker.state == "closed" else max(0.0, breaker.retry_at(now) - now),
@@ -153,10 +158,12 @@ class Upstream:
             0,
             self.capacity.limit,
             breaker.opened,
-            self.dead_reason if dead else "",
+            self.out.reason if self.out is not None else "",
             why[:MAX_WHY_CHARS],
             max(0.0, now - since) if since else 0.0,
             self.address,
+            dead_kind=self.out.kind if self.out is not None else "auth",
+            absent=absent.reason if absent is not None else "",
         )
 
     def check(self) -> None:
@@ -182,9 +189,15 @@ class Balancer:
         that another actor finds out about: avoided likewise, and never probed from here.
         """
         every, count = self.all, len(self.all)
-        for each in self._in_trial:
-            if each.index != avoid and self._may_probe(each, held, path, now):
-                return each
+        if self._in_trial:
+            for each in self._in_trial:
+                if each.index != avoid and self._may_probe(each, held, path, now):
+                    return each
+        elif count == 1 and (only := every[0]).out is None and not only.absent and now >= only.capacity.cooling_until:
+            ready_at = only.capacity.ready_at(only.in_flight, now)  # most tiers, nearly always: a short way
+            if ready_at is None:
+                return FULL
+            return only if ready_at <= now else Busy(ready_at)
         if count == 1:
             return every[0] if self._ready(every[0], path, now) else self._why_none(path, held, now)
         at, rest = divmod(chance * count, 1.0)
@@ -207,7 +220,12 @@ class Balancer:
     ) -> None:
         """End a call at an endpoint; `said`: its failure's message."""
         upstream.in_flight -= 1
-        if upstream.settle(permit, outcome, now, duration_s, said):
+        breaker = upstream.breaker
+        generation = breaker.generation
+        breaker.settle(permit, outcome, now, duration_s)
+        if breaker.generation != generation:
+            if breaker.why and said:
+                breaker.why += f", last: {said}"
             self._in_trial = [each for each in self.all if each.breaker.state != "closed"]
             self._told_at = float("-inf")
 
@@ -228,8 +246,11 @@ class Balancer:
         if now >= self._told_at + TOLD_S:
             self._told, self._told_at = tuple(each.health(now) for each in every), now
         first = min(every, key=lambda each: (each.blocked_until(now), each.breaker.state != "closed"))
-        slots = sum(each.capacity.limit for each in every if each.breaker.state == "closed" and each.dead_until <= now)
-        return first.health(now)._replace(
+        slots = sum(each.capacity.limit for each in every if each.breaker.state == "closed" and each.out is None)
+        told = first.health(now)
+        return told._replace(
+            dead_reason=told.dead_reason if all(each.out is not None for each in every) else "",
+            absent=told.absent if all(each.absent for each in every) else "",
             in_flight=sum(each.in_flight for each in every),
             limit=slots or first.capacity.limit,
             opened=sum(each.breaker.opened for each in every),

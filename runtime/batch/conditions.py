@@ -125,8 +125,8 @@ def _state(health: Health, up: bool, been_up: bool, age_s: float) -> tuple[Actor
     if not up:
         return ("restarting" if been_up else "starting"), None
     cooling_s = health.cooling_for_s - age_s
-    if health.dead_reason and cooling_s > 0:
-        return "out", cooling_s
+    if health.dead_reason:
+        return "out", max(0.0, cooling_s)
     if health.state == "half_open":
         return "half-open", 0.0
     if health.state == "open":

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from math import ceil
 from typing import NamedTuple, TextIO
 
@@ -25,6 +26,7 @@ from rich.text import Text
 
 from actors.messages import Health
 from actors.router.notes import RouterNote
+from actors.settings import TierSettings
 from runtime.batch.reader import InputSet
 from runtime.batch.run import BatchRun
 from runtime.batch.summary import dollars, kinds_in_words, rows, short, span
@@ -135,6 +137,15 @@ def plain(text: str, limit: int = 300) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in text[:limit]).split())
 
 
+def _to_check(tier: TierSettings, kind: str) -> str:
+    """What a person should look at when a tier is out. The NAME of the key's variable, never what it holds."""
+    if kind == "not_found":
+        address = tier.base_url[0].partition("?")[0]  # a query may hold a key
+        return f"check that {address} serves the model {plain(tier.model, 80)}; it is asked again now and then"
+    key = f"the key in {tier.api_key_env}" if tier.api_key_env else "api_key_env, which is not set,"
+    return f"check {key} and the account behind it; the tier is asked again now and then"
+
+
 class _Watch:
     """Looks at the run: makes scenes, and events of what has changed since it last looked."""
 
@@ -143,7 +154,7 @@ class _Watch:
     ) -> None:
         self.total_rows: int | None = None
         """Rows of the whole input, where they were counted."""
-        self._names = [tier.name for tier in config.tiers]
+        self._tiers = {tier.name: tier for tier in config.tiers}
         self._inputs, self._run = inputs, run
         self._already_done, self._limit, self._tell = already_done, limit, tell
         self._pace: deque[tuple[float, int]] = deque()
@@ -153,6 +164,8 @@ class _Watch:
         self._opened: Counter[str] = Counter()
         self._redone = 0
         self._troubled: set[str] = set()
+        self._seen_models: dict[str, dict[str, None]] = {}
+        """By tier, in order of appearance."""
         self._waits_since: float | None = None
         self._moved = (0.0, -1)
         """When a row last ended, and how many had then."""
@@ -160,7 +173,7 @@ class _Watch:
     def look(self, now: float) -> Scene:
         run, tally = self._run, self._run.tally
         self._take_notes(now)
-        tiers = tuple(self._tier(name, now) for name in self._names)
+        tiers = tuple(self._tier(name, now) for name in self._tiers)
         for tier in tiers:
             self._tier_events(tier)
         if tally.redone > self._redone:
@@ -304,15 +317,34 @@ class _Watch:
             self._troubled.add(f"opened {name}")
         elif word == "ok":
             self._over(f"opened {name}", f"{name} answers again: its circuit breaker closed")
-        if tier.kinds.get("not_found") and f"absent {name}" not in self._troubled:
-            self._tell(f"absent {name}", f"{name} cannot take these calls: {self._said(name)}")
-            self._troubled.add(f"absent {name}")
+        healths = [health for (of, _), (health, _) in self._health.items() if of == name]
+        model = self._tiers[name].model
+        absent = next((health.absent for health in healths if health.absent), "")
+        if absent:
+            advice = _to_check(self._tiers[name], "not_found")
+            self._begins(
+                f"absent {name}", f"{name} ({model}) does not take these calls: {plain(absent, 200)}; {advice}"
+            )
+        else:
+            self._over(f"absent {name}", f"{name} ({model}) takes all calls again")
         if word == "out":
-            if f"out {name}" not in self._troubled:
-                self._tell(f"out {name}", f"{name} is out: {detail}")
-                self._troubled.add(f"out {name}")
-        elif word in ("ok", "trying"):
-            self._over(f"out {name}", f"{name} is in again")
+            kind = next((health.dead_kind for health in healths if health.dead_reason), "auth")
+            advice = _to_check(self._tiers[name], kind)
+            self._begins(f"out {name}", f"{name} ({model}) is out: {plain(detail, 200)}; {advice}")
+        elif not any(health.dead_reason for health in healths):
+            self._over(f"out {name}", f"{name} ({model}) is in again")
+        for before, now in pairwise(self._models(name)):
+            text = f"{name} ({model}) answers as {plain(now, 80)} now, before as {plain(before, 80)}"
+            self._begins(f"model {name} {now}", text)
+
+    def _models(self, name: str) -> Iterable[str]:
+        """The models that a tier's answers name, in order of appearance."""
+        seen = self._seen_models.setdefault(name, {})
+        for note in self._last.values():
+            for tier in note.tiers:
+                if tier.name == name:
+                    seen.update(dict.fromkeys(tier.models))
+        return seen
 
     # ------------------------------------------------------------------ what keeps the run
 

@@ -157,7 +157,9 @@ class Call:
         assert error is not None
         headers = self._headers
         if error.retry_after_s is not None:
-            headers += retry_after(error.retry_after_s)
+            headers += retry_after(error.retry_after_s, error.retry_after_as, time.time())
+        for name, value in error.headers.items():
+            headers += f"{name}: {value}\r\n".encode()
         self._exchange.reply(error.status, error_body(error.status, error.message, error.code), headers)
         self._answered(error.status)
 

@@ -3,7 +3,8 @@
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from email.utils import formatdate
+from typing import Literal, NamedTuple
 
 from runtime.mock.scenario import RateLimit
 
@@ -46,8 +47,12 @@ class RateGate:
         return Verdict(False, headers + retry_after(wait_s))
 
 
-def retry_after(wait_s: float) -> bytes:
+def retry_after(wait_s: float, as_: Literal["s", "ms", "date"] = "s", now_unix: float = 0.0) -> bytes:
     """The header's line; whole seconds wherever they are whole, since that is what the standard knows."""
+    if as_ == "date":
+        return b"Retry-After: %b\r\n" % formatdate(math.ceil(now_unix + wait_s), usegmt=True).encode()
+    if as_ == "ms":
+        return b"retry-after-ms: %d\r\n" % (wait_s * 1000)
     return b"Retry-After: %b\r\n" % f"{wait_s:g}".encode()
 
 

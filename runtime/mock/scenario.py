@@ -101,6 +101,12 @@ class ErrorShare(Part):
     code: str | None = None
     message: str | None = None
     retry_after_s: Seconds | None = None
+    retry_after_as: Literal["s", "ms", "date"] = "s"
+    """Retry-After in seconds, retry-after-ms, or Retry-After as a date."""
+    headers: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")], Annotated[str, Field(pattern=r"^[ -~]{0,256}$")]
+    ] = {}
+    """Further ones, such as x-should-retry: "false"."""
 
 
 class RateLimit(Part):
@@ -191,6 +197,8 @@ class Conduct(Part):
     """So many times its tokens is what an answer is metered at, and what it tells."""
     cached: Fraction = 0.0
     """The share of a prompt's tokens that is told to come from the cache."""
+    answers_as: Annotated[str, Field(min_length=1)] | None = None
+    """The model that answers name; absent: the one that the request asks for."""
     replies: tuple[JsonValue, ...] = ()
     """Contents, cycled by request number, instead of the echo; `{echo}` in them becomes the echo."""
 

@@ -75,6 +75,8 @@ class Tier:
         before, self._previous = self._previous, (kind, ask, id_)
         if behaviour.outcome == "swapped" and before is not None and before[0] is kind:
             ask, id_ = before[1]._replace(stream=ask.stream, include_usage=ask.include_usage), before[2]
+        if conduct.answers_as is not None:
+            ask = ask._replace(model=conduct.answers_as)
         call = Call(self.stats, kind, exchange, ask, behaviour, id_, headers)
         if conduct.capacity is not None:
             if self._slots is None:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,18 @@ TIERS: dict[str, Any] = {
     "redirects": {"redirect": 1},
     "mislabels": {"mislabeled": 1},
     "swaps": {"swapped": 1},
+    "asks_for_time": {
+        "errors": [
+            {
+                "fraction": 1,
+                "status": 503,
+                "retry_after_s": 90,
+                "retry_after_as": "date",
+                "headers": {"x-should-retry": "false"},
+            }
+        ]
+    },
+    "newer": {"answers_as": "gpt-2026-11"},
     "limited": {"rate_limit": {"per_minute": 1, "burst": 3, "retry_after_s": 9}},
     "small": {"context_tokens": 20},
     "counted": {"phases": [{"until_requests": 2}, {"until_requests": 3, "status": 500}, {}]},
@@ -179,6 +193,21 @@ def test_scripted_replies_and_phases_follow_the_request_number(mock: MockProcess
 
 
 # mishaps
+
+
+def test_errors_carry_the_headers_they_are_given(mock: MockProcess) -> None:
+    """A Retry-After that is a date, and what the scenario adds."""
+    with pytest.raises(openai.APIStatusError) as caught:
+        chat(mock, "hello", "asks_for_time")
+    headers = caught.value.response.headers
+    left_s = (parsedate_to_datetime(headers["retry-after"]) - datetime.now(UTC)).total_seconds()
+    assert 30 < left_s <= 91
+    assert headers["x-should-retry"] == "false"
+
+
+def test_a_tier_may_answer_as_another_model(mock: MockProcess) -> None:
+    """As an alias does that names its version."""
+    assert chat(mock, "hello", "newer").model == "gpt-2026-11"
 
 
 def test_errors_carry_status_code_message_and_retry_after(mock: MockProcess) -> None:

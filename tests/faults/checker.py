@@ -135,8 +135,9 @@ def _memory(scene: Scene) -> list[str]:
 
 
 def _words(scene: Scene) -> list[str]:
-    """The job tells what it should, and no output holds a traceback."""
+    """The job tells what it should, and no output holds a traceback or what Ray wraps around an error."""
     wrong = [f"the job does not say {words!r}" for words in scene.fault.says if words not in scene.said]
+    wrong += [f"the job shows its user {inner}" for inner in ("RayTaskError", "RayActorError") if inner in scene.said]
     texts = {"the job's output": scene.said.encode()}
     for path in (scene.job.out, scene.job.errors):
         if path.exists():

@@ -47,7 +47,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _written(scene: Any) -> Iterable[Path]:
-    """OUT, ERRORS, the journal, the ledger and the configuration: all that lies in the job's folders."""
+    """OUT, ERRORS, journal, ledger, configuration, and what /metrics and /status said: all that lies in the job's folders."""
     return [*_below(scene.job.folder), *(path for path in (scene.job.out, scene.job.errors) if path.exists())]
 
 

@@ -64,7 +64,8 @@ ENDPOINT = (
     Fault("truncated", "endpoint", mock={"truncated": 1}, calls=OPEN, slow=True),
     Fault("html-page", "endpoint", mock={"html": 1}, calls=OPEN, slow=True),
     Fault("wrong-content-type", "endpoint", mock={"mislabeled": 1}, known=True, slow=True),
-    Fault("huge", "endpoint", mock={"huge": 1}, calls=OPEN, tier={"timeout_s": 20}),
+    # One reply may take 32 MB before it is refused, and 20 are under way.
+    Fault("huge", "endpoint", mock={"huge": 1}, calls=OPEN, tier={"timeout_s": 20}, actor_mb=900),
     Fault("redirect", "endpoint", mock={"redirect": 1}, calls=OPEN, known=True),
     Fault("answers-swapped", "endpoint", mock={"swapped": 1}, strays=True, slow=True),
     Fault("answers-twice", "endpoint", around=make.two_answers(0), second=None, slow=True),
@@ -156,6 +157,7 @@ PROCESS = (
             ("tier", "TierActor"),
             ("budget", "BudgetActor"),
             ("coalescer", "CoalescerActor"),
+            ("observer", "ObserverActor"),
             ("workers", "workers"),
         )
     ),
@@ -166,6 +168,7 @@ PROCESS = (
             ("tier", "TierActor"),
             ("budget", "BudgetActor"),
             ("coalescer", "CoalescerActor"),
+            ("observer", "ObserverActor"),
             ("workers", "workers"),
             ("driver", "driver"),
             ("raylet", "raylet"),
@@ -224,8 +227,9 @@ MACHINE = (
         "machine",
         around=partial(make.disk_of, size="200k", holds="state"),
         rows=1000,
-        exit=(1, 3, 4),
+        exit=(0, 1, 3, 4),
         again=True,
+        says=("database or disk is full",),
         slow=True,
     ),
     Fault(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.request import ProxyHandler, build_opener
 
 from runtime.mock.proxy import FaultProxy
 from tests.e2e.jobs import Job, chat, descendants, end, wait_until
@@ -23,7 +25,8 @@ __all__ = ["Fault", "Scene", "played"]
 LIMIT_TOKENS = 5_000_000
 SAMPLE_S = 0.25
 JOB_S = 120.0
-KINDS = ("RouterActor", "TierActor", "BudgetActor", "CoalescerActor")
+KINDS = ("RouterActor", "TierActor", "BudgetActor", "CoalescerActor", "ObserverActor")
+METRICS = re.compile(r"metrics at (http://\S+)/metrics")
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,15 @@ class Scene:
             tiers.append({"name": "second", "base_url": url, "api_key_env": KEY_OF["second"], "timeout_s": 10})
         self.first = first
         budget = {"tokens": {"per_day": LIMIT_TOKENS}}
-        self._config = {"budget": budget, "router": {"deadline_s": 60}, **fault.config}
+        telemetry = {"metrics_port": 0}
+        self._config = {"budget": budget, "router": {"deadline_s": 60}, "telemetry": telemetry, **fault.config}
         self._tiers = tiers
         folder.mkdir(parents=True, exist_ok=True)
         self.job = Job(folder, tiers, **self._config)
         self.job.env |= CANARIES | fault.env
         self.ray: PrivateRay | None = None
         self.said = ""
+        self._observer = ""
         self.codes: list[int] = []
         self.late = False
         """A run did not come to its end."""
@@ -203,8 +208,8 @@ class Scene:
             self.job.env |= self.ray.env | self.fault.env
         process = self.process = self.job.start(*address, *self.fault.options)
         assert process.stdout is not None
-        said: list[str] = []
-        reading = threading.Thread(target=lambda: said.append(process.stdout.read()), daemon=True)  # type: ignore[union-attr]
+        said = process.stdout
+        reading = threading.Thread(target=lambda: [self._hear(line) for line in said], daemon=True)
         reading.start()
         stop = threading.Event()
         watching = threading.Thread(target=self._watch, args=(process.pid, stop), daemon=True)
@@ -220,8 +225,19 @@ class Scene:
             watching.join()
             end(process)
             reading.join(10)
-            self.said += "".join(said)
             self.codes.append(process.returncode)
+
+    def _hear(self, line: str) -> None:
+        self.said += line
+        if found := METRICS.search(line):
+            self._observer = found[1]
+
+    def _scrape(self) -> None:
+        """What the observer tells is kept among the job's files, where keys are looked for."""
+        if self._observer:
+            for path in ("metrics", "status"):
+                with build_opener(ProxyHandler({})).open(f"{self._observer}/{path}", timeout=1) as answer:
+                    (self.job.folder / f"{path}.seen").write_bytes(answer.read())
 
     def _watch(self, driver: int, stop: threading.Event) -> None:
         """Memory of all processes of the job, and what the first tier's endpoint sees."""
@@ -229,8 +245,10 @@ class Scene:
             with contextlib.suppress(OSError, KeyError):
                 counts = self.seen(self.fault.name)
                 self.samples.append(Sample(time.monotonic(), counts["requests"], counts["by_status"].get("200", 0)))
+            with contextlib.suppress(OSError):
+                self._scrape()
             found = {driver: "driver"} | {
-                pid: title.split("::")[1].split(".")[0].split(":")[0]
+                pid: title.split("::")[1].split(".")[0].split(":")[0].strip()
                 for pid, title in self.below().items()
                 if title.startswith("ray::") and any(kind in title for kind in KINDS)
             }

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.messages import Failure, Usage
-from actors.tier.classify import RULES, Outcome, Whole, classify_error, classify_reply
+from actors.tier.classify import Outcome, Whole, classify_error, classify_reply
 from actors.tier.redact import one_line, redact
-from actors.tier.retry_after import retry_after
+from actors.tier.retry_after import MAX_RETRY_AFTER_S, retry_after, should_retry
+from actors.tier.rules import RULES
 from actors.tier.transport import TransportError
 from actors.tier.usage import reported_usage
 
@@ -120,6 +121,10 @@ def test_a_200_without_a_finished_answer_is_malformed(path: str, body: object) -
         (chat("error"), CHAT, "server", False),
         (chat("abort"), CHAT, "server", False),
         (chat("insufficient_system_resource"), CHAT, "overloaded", False),
+        (chat("SAFETY"), CHAT, "content_filter", True),  # Gemini
+        (chat("content_filter: RECITATION"), CHAT, "content_filter", True),
+        (chat("refusal"), CHAT, "content_filter", True),
+        ({"choices": [{"finish_reason": "SAFETY", "index": 0}], "usage": USAGE}, CHAT, "content_filter", True),
         (
             {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}, "usage": USAGE},
             "/responses",
@@ -285,6 +290,90 @@ def test_transport_errors(raised: TransportError, billed: str) -> None:
     )
 
 
+AZURE_FOUND = {
+    "hate": {"filtered": True, "severity": "high"},
+    "jailbreak": {"filtered": True, "detected": True},
+    "self_harm": {"filtered": False, "severity": "safe"},
+    "sexual": "odd",
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, error("The response was filtered", "content_filter", innererror={"content_filter_result": AZURE_FOUND})),
+        (400, error("The response was filtered", "content_filter", content_filter_results=AZURE_FOUND)),
+        (
+            200,
+            {
+                "choices": [
+                    {"finish_reason": "content_filter", "message": {}, "content_filter_results": AZURE_FOUND},
+                ]
+            },
+        ),
+    ],
+)
+def test_a_content_filters_refusal_carries_its_reason(status: int, body: object) -> None:
+    """What was found stands in the message, before the vendor's words, which may be long."""
+    failure = failed(status, body)
+    assert failure.kind == "content_filter"
+    assert "filtered: hate (high), jailbreak" in failure.message
+    assert "self_harm" not in failure.message
+    assert b"content_filter_result" in failure.body, "the whole is in the row's line"
+
+
+def test_a_refusal_in_words_is_told() -> None:
+    """Where the answer itself says why."""
+    body = {"choices": [{"finish_reason": "content_filter", "message": {"refusal": "I can't help with that."}}]}
+    assert failed(200, body).message.endswith("finish_reason is content_filter: I can't help with that.")
+
+
+@pytest.mark.parametrize(
+    "found", [None, 7, [], {"hate": None}, {"hate": {"filtered": "yes"}}, {"": {"filtered": True}}]
+)
+def test_rubbish_for_a_reason_is_no_reason(found: object) -> None:
+    """The refusal stays one."""
+    assert failed(400, error("no", "content_filter", content_filter_result=found)).kind == "content_filter"
+
+
+# ---- what the endpoint says of asking again
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "as_told"),
+    [
+        (400, "bad_request", "server"),
+        (401, "auth", "server"),
+        (404, "not_found", "server"),
+        (408, "timeout", "timeout"),
+        (413, "context_length", "context_length"),
+        (429, "rate_limited", "rate_limited"),
+        (500, "server", "server"),
+        (503, "overloaded", "overloaded"),
+    ],
+)
+def test_x_should_retry_goes_before_the_tables(status: int, kind: str, as_told: str) -> None:
+    """`true` makes a failure that would be final one of the endpoint's; `false` keeps its kind, and the request away."""
+    assert (failed(status, b"").kind, failed(status, b"").not_again) == (kind, False)
+    told = failed(status, b"", headers={"x-should-retry": "true"})
+    assert (told.kind, told.not_again, told.own_fault) == (as_told, False, as_told == "context_length")
+    told = failed(status, b"", headers={"x-should-retry": "false"})
+    assert (told.kind, told.not_again) == (kind, True)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("true", True), ("false", False), (" True ", True), ("FALSE", False)]
+    + [
+        (rubbish, None)
+        for rubbish in ("", "1", "0", "yes", "no", "null", "truefalse", "\x00", "true, false", "t" * 9999)
+    ],
+)
+def test_x_should_retry_is_true_or_false_or_nothing(said: str, expected: bool | None) -> None:
+    """As the SDKs read it; anything else is as if it had not been said."""
+    assert should_retry({"x-should-retry": said}) is expected
+
+
 # ---- usage
 
 
@@ -368,6 +457,23 @@ def test_usage(usage: object, expected: Usage | None) -> None:
         ({"retry-after": "tomorrow"}, None),
         ({"retry-after": "Mon, 99 Foo 20x6 99:99:99 GMT"}, None),
         ({"retry-after": "9" * 5000}, None),
+        ({"retry-after": "1e309"}, None),
+        ({"retry-after": "0x10"}, None),
+        ({"retry-after": "7, 9"}, None),
+        ({"retry-after": "7 seconds"}, None),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, MAX_RETRY_AFTER_S),
+        ({"retry-after": "Mon, 01 Jan 0001 00:00:00 +2359"}, 0.0),
+        ({"retry-after": formatdate(NOW + 90).replace("-0000", "+0100")}, 0.0),
+        ({"retry-after": formatdate(NOW + 7290).replace("-0000", "+0200")}, 90.0),
+        ({"retry-after-ms": "-1"}, 0.0),
+        ({"retry-after-ms": "1e300"}, MAX_RETRY_AFTER_S),
+        ({"retry-after-ms": "", "retry-after": "", "x-ratelimit-reset-tokens": ""}, None),
+        ({"x-ratelimit-reset-tokens": "-5s"}, None),
+        ({"x-ratelimit-reset-tokens": "5s5s"}, None),
+        ({"x-ratelimit-reset-tokens": "nan"}, None),
+        ({"x-ratelimit-reset-tokens": "9" * 40 + "s"}, None),
+        ({"x-ratelimit-reset-tokens": "9" * 20 + "h"}, MAX_RETRY_AFTER_S),
+        ({"x-ratelimit-reset-tokens": formatdate(NOW + 90, usegmt=True)}, None),
         ({"x-ratelimit-reset-requests": "1s"}, 1.0),
         ({"x-ratelimit-reset-requests": "6m0s"}, 360.0),
         ({"x-ratelimit-reset-tokens": "20ms"}, 0.02),
@@ -488,13 +594,14 @@ bodies = st.binary(max_size=200) | json_values.map(
     lambda value: orjson.dumps(value, default=str) if _small(value) else b"{}"
 )
 texts = st.text(max_size=40) | st.sampled_from(
-    ["", "1", "1e309", "6m0s", "Wed, 21 Oct 2015 07:28:00 GMT", "-0", "\x00"]
+    ["", "1", "1e309", "6m0s", "Wed, 21 Oct 2015 07:28:00 GMT", "-0", "\x00", "true", "false"]
 )
 header_maps = st.dictionaries(
     st.sampled_from(
         [
             "retry-after",
             "retry-after-ms",
+            "x-should-retry",
             "x-ratelimit-reset-requests",
             "x-ratelimit-reset-tokens",
             "content-type",

@@ -155,6 +155,14 @@ def test_a_ledger_may_be_in_postgresql(load, url: str) -> None:
             "raycade.yaml:5: budget.usd.per_week: unknown key; did you mean per_request?",
         ),
         (
+            "router: {on_content_filter: retry}\n",
+            "raycade.yaml:5: router.on_content_filter: expected 'final' or 'fallback', found 'retry'",
+        ),
+        (
+            "router:\n  on_content_filter: off\n",
+            "raycade.yaml:6: router.on_content_filter: expected 'final' or 'fallback', found 'off'",
+        ),
+        (
             "router: {min_quality: high}\n",
             "raycade.yaml:5: router.min_quality: no tier is of quality high; the best is basic",
         ),

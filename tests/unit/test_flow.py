@@ -164,6 +164,68 @@ async def test_a_failing_tier_falls_back_and_is_not_charged(tmp_path: Path) -> N
 
 
 @timed
+async def test_a_failure_that_took_long_is_not_tried_again_in_place(tmp_path: Path) -> None:
+    """The time is that of the call itself, and the attempt tells it."""
+    endpoints = {"a": Endpoint(lambda n, b: error(500), latency_s=20.0), "b": Endpoint(lambda n, b: answer())}
+    async with house(tmp_path, endpoints) as made:
+        done = await made.ask()
+        assert isinstance(done, Result)
+        assert [(a.tier, a.kind, round(a.duration_s)) for a in done.attempts] == [("a", "server", 20), ("b", "ok", 0)]
+
+
+@timed
+async def test_a_content_filters_refusal_is_final_unless_configured(tmp_path: Path) -> None:
+    """With the provider's reason; and with `fallback` the next tier answers."""
+    refusal = Reply(200, {}, orjson.dumps({"choices": [{"finish_reason": "content_filter", "message": {}}]}))
+    for setting, kinds in (("final", ["content_filter"]), ("fallback", ["content_filter", "ok"])):
+        endpoints = {"a": Endpoint(lambda n, b: refusal), "b": Endpoint(lambda n, b: answer())}
+        async with house(tmp_path / setting, endpoints, router={"on_content_filter": setting}) as made:
+            done = await made.ask()
+            assert [attempt.kind for attempt in done.attempts] == kinds
+            assert isinstance(done, Result) or (done.kind == "content_filter" and "content_filter" in done.message)
+
+
+@timed
+async def test_an_endpoint_that_asks_for_time_gets_it(tmp_path: Path) -> None:
+    """Retry-After of a 503 too: the request goes back no earlier, and the answer comes within its deadline."""
+    endpoint = Endpoint(lambda n, b: error(503, **{"retry-after": "7"}) if n == 1 else answer())
+    async with house(tmp_path, {"a": endpoint}) as made:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert isinstance(await made.ask(), Result)
+        assert loop.time() - began >= 7.0
+
+
+@timed
+async def test_answers_are_counted_by_the_model_that_they_name(tmp_path: Path) -> None:
+    """A version that changes under an alias is seen; an endpoint that names a new one each time fills no memory."""
+    names = ["v1", "v1", "v2"] + [f"odd-{number}" for number in range(40)]
+
+    def named(number: int, body: Any) -> Reply:
+        reply = orjson.loads(answer().body)
+        return Reply(200, {}, orjson.dumps({**reply, "model": names[number - 1]}))
+
+    async with house(tmp_path, {"a": Endpoint(named)}) as made:
+        for number in range(len(names)):
+            await made.ask(number)
+        (note,) = made.router.note().tiers
+        assert list(note.models.items())[:2] == [("v1", 2), ("v2", 1)]
+        assert len(note.models) == 16
+        assert sum(note.models.values()) == len(names)
+
+
+@timed
+async def test_asking_again_for_structure_keeps_away_from_a_silent_tier(tmp_path: Path) -> None:
+    """The request's past is one, however often its answer did not fit; so is max_attempts."""
+    silent = Endpoint(lambda n, b: TransportError("timeout", "no reply", True))
+    prose = Endpoint(lambda n, b: answer("no json here") if n < 3 else answer('{"a": 1}'))
+    async with house(tmp_path, {"a": silent, "b": prose}) as made:
+        done = await made.ask(schema=b'{"type":"object"}')
+        assert isinstance(done, Result)
+        assert (len(silent.bodies), len(prose.bodies), len(done.attempts)) == (1, 3, 4)
+
+
+@timed
 async def test_an_outcome_that_nobody_saw_is_charged_whole(tmp_path: Path) -> None:
     """A timeout may have been billed: its reservation stays booked, the answer's usage comes on top."""
     silent = Endpoint(lambda n, b: TransportError("timeout", "no reply", True))

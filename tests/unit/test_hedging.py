@@ -212,7 +212,7 @@ def test_a_tier_that_the_plan_would_not_ask_gets_no_copy(trouble: dict[str, Any]
     if "excluded" in trouble:
         past.excluded.add(1)
     if "struck" in trouble:
-        past.strikes[1] = 1
+        past.failed.add(1)
     assert place(tiers, past, min_quality=2) == (2, 0)
 
 

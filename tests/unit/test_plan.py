@@ -11,6 +11,8 @@ from actors.router.plan import (
     DOWN_S,
     INTERACTIVE_PATIENCE_S,
     LOOK_AGAIN_S,
+    QUICK,
+    SPARSE_TEXT,
     GiveUp,
     Past,
     Step,
@@ -49,7 +51,7 @@ class Cascade:
         return decide(self.request, self.tiers, self.past, self.settings, self.now, chance)
 
     def fail(self, tier: int, kind: FailureKind, **failure: Any) -> None:
-        self.past.note(self.tiers[tier], self.tiers, Failure(kind, f"it was {kind}", **failure))
+        self.past.note(self.tiers[tier], self.tiers, Failure(kind, f"it was {kind}", **failure), self.now)
         self.past.attempts.append(Attempt(f"t{tier}", 0, kind, failure.get("status", 0), 0.1))
 
     def goes(self, *kinds: FailureKind) -> list[int]:
@@ -112,9 +114,19 @@ def test_the_actor_with_the_fewest_calls_is_picked() -> None:
 
 
 @pytest.mark.parametrize("kind", ["server", "overloaded", "connection", "malformed", "lost"])
-def test_a_hiccup_is_tried_once_more_in_place_then_elsewhere(kind: FailureKind) -> None:
-    """Two tries a round for each tier, and only then a second round."""
-    assert Cascade(max_attempts=20).goes(*[kind] * 6) == [0, 0, 1, 1, 2, 2, 0]
+def test_a_first_quick_failure_is_tried_once_more_in_place_then_elsewhere(kind: FailureKind) -> None:
+    """Only the request's first one; afterwards each tier has one try a turn."""
+    assert Cascade(max_attempts=20).goes(*[kind] * 6) == [0, 0, 1, 2, 0, 1, 2]
+
+
+def test_a_first_failure_that_took_long_goes_on_to_the_next_tier() -> None:
+    """What took a large part of the tier's timeout would take as long again."""
+    for seconds, second in ((QUICK * 40.0, 0), (QUICK * 40.0 + 0.1, 1)):
+        cascade = Cascade({"timeout_s": 40.0}, {})
+        cascade.fail(0, "server", duration_s=seconds)
+        step = cascade.decide()
+        assert isinstance(step, Try)
+        assert step.tier == second
 
 
 def test_timeouts_go_on_to_the_next_tier() -> None:
@@ -122,9 +134,35 @@ def test_timeouts_go_on_to_the_next_tier() -> None:
     assert Cascade().goes("timeout", "timeout", "timeout", "timeout") == [0, 1, 2, 0, 1]
 
 
-def test_mixed_failures_keep_to_rounds() -> None:
-    """No tier has a third try before all had two."""
-    assert Cascade(max_attempts=9).goes("server", "timeout", "server", "server", "timeout") == [0, 0, 1, 1, 2, 0]
+def test_a_silent_tier_is_not_asked_again_until_the_others_have_failed_over_and_over() -> None:
+    """A tier that cannot answer at all does not keep the request from the one that once was silent."""
+    assert Cascade({}, {}, max_attempts=20).goes("timeout", *["server"] * 3) == [0, 1, 1, 1, 0]
+
+
+def test_retry_after_keeps_the_request_away_from_where_it_failed() -> None:
+    """Another tier has it meanwhile; without one it waits, and interactive callers are told when to come back."""
+    cascade = Cascade({}, {})
+    cascade.fail(0, "overloaded", retry_after_s=5.0)
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+    cascade.fail(1, "overloaded", retry_after_s=0.5)
+    assert cascade.decide() == Wait(pytest.approx(0.5))
+    cascade.now += 0.6
+    step = cascade.decide()
+    assert isinstance(step, Try)
+    assert step.tier == 1
+    cascade = Cascade({}, request=REQUEST._replace(interactive=True))
+    cascade.fail(0, "server", retry_after_s=30.0)
+    assert gave_up(cascade.decide(), "all_tiers_exhausted").retry_after_s == pytest.approx(30.0)
+
+
+@pytest.mark.parametrize("kind", ["server", "rate_limited", "timeout"])
+def test_an_endpoint_that_asks_not_to_be_asked_again_is_not(kind: FailureKind) -> None:
+    """`x-should-retry: false`: the others still are, and when there is none the failure is told."""
+    cascade = Cascade({}, {})
+    cascade.fail(0, kind, not_again=True)
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+    cascade.fail(1, kind, not_again=True)
+    assert f"t1 {kind}" in gave_up(cascade.decide(), "all_tiers_exhausted").message
 
 
 # -- retries and backoff -------------------------------------------------------------------------------------------
@@ -132,15 +170,15 @@ def test_mixed_failures_keep_to_rounds() -> None:
 
 def test_going_back_costs_backoff_with_full_jitter_and_going_on_costs_nothing() -> None:
     """A retry is marked as such, so that the retry budget pays for it."""
-    cascade = Cascade(max_attempts=50)
+    cascade = Cascade(max_attempts=100)
     cascade.fail(0, "server")
     assert cascade.decide(0.0) == Try(0, 0, 0.0, retry=True)
     assert cascade.decide(0.5) == Try(0, 0, 0.125, retry=True)
     cascade.fail(0, "server")
     assert cascade.decide(0.999) == Try(1, 0, 0.0, retry=False)
-    for _ in range(40):
+    for _ in range(20):
         cascade.fail(0, "server")
-    for _ in range(3):
+    for _ in range(30):
         cascade.fail(1, "server")
         cascade.fail(2, "server")
     step = cascade.decide(0.999)
@@ -223,6 +261,14 @@ def test_it_does_not_wait_for_a_better_tier_that_has_had_its_turn() -> None:
     cascade.fail(0, "timeout")
     cascade.observe(0, cooling_for_s=10.0)
     assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+
+
+def test_a_row_that_waits_for_a_tier_does_not_pester_a_silent_one_meanwhile() -> None:
+    """The second tier cools and has not had its turn: the row waits for it."""
+    cascade = Cascade({}, {}, {}, on_rate_limit="wait")
+    cascade.fail(0, "timeout")
+    cascade.observe(1, cooling_for_s=0.5)
+    assert cascade.decide() == Wait(pytest.approx(0.5))
 
 
 def test_an_interactive_request_never_waits_for_a_better_tier() -> None:
@@ -367,6 +413,26 @@ def test_a_prompt_that_is_too_long_goes_only_to_larger_windows() -> None:
     assert cascade.goes("context_length", "timeout") == [0, 3, 4]
 
 
+def test_a_refusal_of_a_content_filter_may_go_on_to_the_next_tier() -> None:
+    """With `on_content_filter: fallback`; where it was refused it is not asked again, and the last refusal is told."""
+    cascade = Cascade({}, {}, on_content_filter="fallback")
+    assert cascade.goes("content_filter") == [0, 1]
+    cascade.fail(1, "content_filter")
+    assert gave_up(cascade.decide(), "content_filter").message == "it was content_filter"
+
+
+def test_a_window_that_is_surely_too_small_comes_last_and_not_never() -> None:
+    """The bound is an estimate of the tokens from above: the endpoint has the last word where there is no other tier."""
+    long = REQUEST._replace(prompt_bound_tokens=1000 * SPARSE_TEXT + 1)
+    assert Cascade({"context_tokens": 1000}, {}, request=long).goes("context_length") == [1, 0]
+    assert Cascade({"context_tokens": 1000}, request=long).goes() == [0]
+    fits = REQUEST._replace(prompt_bound_tokens=1000 * SPARSE_TEXT)
+    assert Cascade({"context_tokens": 1000}, {}, request=fits).goes("context_length") == [0, 1]
+    waiting = Cascade({"context_tokens": 1000}, {}, request=long, on_rate_limit="wait")
+    waiting.observe(0, cooling_for_s=10.0)
+    assert waiting.decide() == Try(1, 0, 0.0, retry=False), "nobody waits for it"
+
+
 def test_a_prompt_that_is_too_long_for_all_says_so() -> None:
     """As the endpoint said it, which is the request's own trouble."""
     cascade = Cascade({"context_tokens": 8000}, {"context_tokens": 4000})
@@ -392,6 +458,41 @@ def test_a_tier_that_is_out_for_everybody_is_not_waited_for() -> None:
     assert cascade.decide() == Try(1, 0, 0.0, retry=False)
     cascade.observe(1, cooling_for_s=300.0, dead_reason="no such model")
     assert gave_up(cascade.decide(), "auth").message == "tier t0 is out: wrong key"
+    cascade.observe(0, 1, cooling_for_s=300.0, dead_reason="gone", dead_kind="not_found")
+    cascade.observe(0, 0, cooling_for_s=300.0, dead_reason="gone", dead_kind="not_found")
+    gave_up(cascade.decide(), "not_found")
+
+
+def test_a_row_waits_for_a_tier_that_has_served_and_went_out() -> None:
+    """A key that is put right in mid-run costs no rows; somebody at a terminal is told at once."""
+    out = {"cooling_for_s": 30.0, "dead_reason": "wrong key"}
+    cascade, interactive = Cascade({}), Cascade({}, request=REQUEST._replace(interactive=True))
+    for one in (cascade, interactive):
+        one.tiers[0].served = True
+        one.observe(0, **out)
+        one.fail(0, "auth")
+    assert cascade.decide() == Wait(LOOK_AGAIN_S)
+    gave_up(interactive.decide(), "auth")
+    cascade.now = cascade.past.deadline
+    cascade.observe(0, **out)
+    assert gave_up(cascade.decide(), "deadline").message.endswith("t0 auth; tier t0 is out: wrong key")
+    forbidden = Cascade({})
+    forbidden.tiers[0].served = True
+    forbidden.fail(0, "auth")
+    gave_up(forbidden.decide(), "auth")
+
+
+def test_a_tier_that_was_out_is_asked_again_by_one_call() -> None:
+    """After its pause; the crowd stays where it is until that one has come back."""
+    cascade = Cascade({}, {})
+    cascade.observe(0, cooling_for_s=30.0, dead_reason="no such model", dead_kind="not_found")
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+    cascade.now += 30.0
+    assert cascade.decide() == Try(0, 0, 0.0, retry=False)
+    cascade.tiers[0].actors[0].sent()
+    assert cascade.decide() == Try(1, 0, 0.0, retry=False)
+    cascade.observe(0)
+    assert cascade.decide() == Try(0, 0, 0.0, retry=False)
 
 
 def test_the_deadline_ends_it() -> None:

@@ -352,14 +352,52 @@ def test_one_endpoint_that_is_left_alone_is_told_by_its_address() -> None:
     assert stage.told == ["premium: b:2/v1 is left alone (5 failures in a row)", "premium: b:2/v1 takes calls again"]
 
 
-def test_a_refused_key_is_told_once() -> None:
-    """A tier that is out says why, on one line and without control characters, however often it is looked at."""
+def test_a_tier_that_is_out_is_told_once_with_what_to_check() -> None:
+    """Its name, its model, what it said, on one line without control characters; and once that it is in again."""
     stage = Stage()
     watch = stage.watch()
-    for _ in range(3):
-        stage.tally.note("router", note(Health(cooling_for_s=300, dead_reason="HTTP 401:\n\x1b[31mbad [red] key")))
+    out = Health(cooling_for_s=300, dead_reason="HTTP 401:\n\x1b[31mbad [red] key")
+    for health in (out, out._replace(cooling_for_s=0.0), out, OK):
+        stage.tally.note("router", note(health))
         watch.look(0.0)
-    assert stage.told == ["premium is out: HTTP 401: [31mbad [red] key"]
+    assert stage.told == [
+        "premium (gpt-4o) is out: HTTP 401: [31mbad [red] key; check api_key_env, which is not set, and the account "
+        "behind it; the tier is asked again now and then",
+        "premium (gpt-4o) is in again",
+    ]
+    stage.told.clear()
+    stage.tally.note("router", note(out._replace(dead_reason="HTTP 404, model_not_found", dead_kind="not_found")))
+    watch.look(1.0)
+    assert stage.told == [
+        "premium (gpt-4o) is out: HTTP 404, model_not_found; check that http://127.0.0.1:1 serves the model gpt-4o; "
+        "it is asked again now and then"
+    ]
+
+
+def test_a_path_that_a_tier_does_not_have_is_told_once() -> None:
+    """Also when it never served anything: the usual sign of a wrong model or base_url."""
+    stage = Stage()
+    watch = stage.watch()
+    absent = OK._replace(absent="HTTP 404, the model is not there: no gpt-4o")
+    for health in (absent, absent, OK):
+        stage.tally.note("router", note(health))
+        watch.look(0.0)
+    assert stage.told == [
+        "premium (gpt-4o) does not take these calls: HTTP 404, the model is not there: no gpt-4o; check that "
+        "http://127.0.0.1:1 serves the model gpt-4o; it is asked again now and then",
+        "premium (gpt-4o) takes all calls again",
+    ]
+
+
+def test_another_version_of_the_model_is_told_once() -> None:
+    """The first name is the alias's version; each further one is news, whichever router hears it first."""
+    stage = Stage()
+    watch = stage.watch()
+    for names in ({"gpt-4o-08": 5}, {"gpt-4o-08": 9, "gpt-4o-11": 1}, {"gpt-4o-08": 9, "gpt-4o-11": 70}):
+        told = note(OK)
+        stage.tally.note("router", told._replace(tiers=(told.tiers[0]._replace(models=names), told.tiers[1])))
+        watch.look(0.0)
+    assert stage.told == ["premium (gpt-4o) answers as gpt-4o-11 now, before as gpt-4o-08"]
 
 
 def test_waiting_for_budget_is_said_when_it_lasts() -> None:

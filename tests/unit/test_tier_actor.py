@@ -17,7 +17,6 @@ from actors.tier import actor as tier_module
 from actors.tier.actor import TierActor
 from actors.tier.capacity import COOLING_S
 from actors.tier.transport import Reply, TransportError
-from actors.tier.upstream import AUTH_PAUSE_S
 from tests.faults.servers import ANSWER
 from tests.simulated import LocalPeer, simulated
 
@@ -77,14 +76,21 @@ class Tier:
         self.actor = TierActor(TierSettings.model_validate(given), lambda settings: (scripts, ()))
         self.lane: Lane[TierCall, Any] = Lane("router", LocalPeer(self.actor), on_note=self.observe)
         self.told = Health()
+        self.asked = 0
 
     def observe(self, health: Health) -> None:
         self.told = health
 
     def call(
-        self, queue_s: float = 100.0, rate_s: float = 100.0, tokens: int = 1, timeout_s: float = 10.0
+        self,
+        queue_s: float = 100.0,
+        rate_s: float = 100.0,
+        tokens: int = 1,
+        timeout_s: float = 10.0,
+        request: str = "",
     ) -> "asyncio.Task[Any]":
-        call = TierCall("id", "/chat/completions", b"{}", timeout_s, queue_s, rate_s, tokens)
+        self.asked += 1
+        call = TierCall(request or f"r{self.asked}", "/chat/completions", b"{}", timeout_s, queue_s, rate_s, tokens)
         return asyncio.create_task(self.lane.call(call, 10_000.0))
 
     def calls(self, count: int, **options: Any) -> "list[asyncio.Task[Any]]":
@@ -314,27 +320,79 @@ async def test_a_router_that_goes_away_takes_its_calls_with_it() -> None:
 
 @timed
 async def test_a_wrong_key_takes_the_tier_out() -> None:
-    """It says so in its health, sends nothing for a while, then looks again."""
-    async with serving(Script(UNAUTHORIZED), concurrency=1) as tier:
+    """It says so in its health until it answers again; one call asks after pauses that double."""
+    async with serving(Script(UNAUTHORIZED, UNAUTHORIZED), concurrency=10) as tier:
+        assert kinds([await tier.call()]) == ["auth"]
+        assert kinds(await asyncio.gather(*tier.calls(5))) == ["cooling"] * 5
+        assert tier.told.dead_reason
+        assert (tier.told.dead_kind, tier.told.cooling_for_s) == ("auth", pytest.approx(20.0, abs=0.1))
+        await asyncio.sleep(20.1)
         assert kinds(await asyncio.gather(*tier.calls(5))) == ["auth"] + ["cooling"] * 4
         assert tier.told.dead_reason
-        await asyncio.sleep(AUTH_PAUSE_S - 1)
+        assert tier.told.cooling_for_s == pytest.approx(40.0, abs=0.1)
+        await asyncio.sleep(40.1)
+        assert tier.script.sent == 2
+        assert kinds(await asyncio.gather(*tier.calls(5))) == ["ok"] + ["cooling"] * 4
+        assert tier.told.dead_reason == ""
+        assert kinds(await asyncio.gather(*tier.calls(5))) == ["ok"] * 5
+
+
+GONE = Reply(404, {}, b'{"error":{"message":"The model `m` does not exist","code":"model_not_found"}}')
+
+
+@timed
+async def test_a_model_that_vanishes_takes_the_tier_out_until_it_is_back() -> None:
+    """Calls that were under way when it went end as they end; they make one pause and end no outage."""
+    async with serving(Script(OK, 0.5, 1.0, GONE, GONE, 5.0), concurrency=10) as tier:
+        await tier.call()
+        late = tier.calls(2)
+        assert kinds(await asyncio.gather(*tier.calls(2))) == ["not_found"] * 2
+        assert tier.told.dead_kind == "not_found"
+        assert "model_not_found" in tier.told.dead_reason
+        assert kinds(await asyncio.gather(*late)) == ["ok"] * 2
+        assert tier.told.dead_reason, "an answer that had been under way says nothing"
+        await asyncio.sleep(18.0)
         assert kinds([await tier.call()]) == ["cooling"]
-        assert tier.script.sent == 1
         await asyncio.sleep(2.0)
-        assert kinds([await tier.call()]) == ["ok"]
+        assert kinds(await asyncio.gather(*tier.calls(3))) == ["ok"] + ["cooling"] * 2
         assert tier.told.dead_reason == ""
 
 
 @timed
-async def test_a_path_or_model_that_is_not_there_is_asked_for_once() -> None:
+async def test_a_lost_probe_is_followed_by_another() -> None:
+    """A call that was to find out and was cancelled keeps nobody out for longer than its lease."""
+    async with serving(Script(OK, GONE, 9.0)) as tier:
+        await tier.call()
+        await tier.call()
+        await asyncio.sleep(20.1)
+        probe = tier.call()
+        await asyncio.sleep(0.1)
+        probe.cancel()
+        assert kinds([await tier.call()]) == ["cooling"]
+        await asyncio.sleep(15.1)
+        assert kinds([await tier.call()]) == ["ok"]
+
+
+@timed
+async def test_a_path_that_is_not_there_is_asked_for_once() -> None:
     """A 404 is remembered for its path, so that a million rows do not each ask again; the tier itself stays in."""
     async with serving(Script(Reply(404, {}, b"{}")), concurrency=1) as tier:
         assert kinds(await asyncio.gather(*tier.calls(5))) == ["not_found"] + ["absent"] * 4
         assert tier.told.dead_reason == ""
+        assert "HTTP 404" in tier.told.absent
         assert tier.script.sent == 1
-        await asyncio.sleep(AUTH_PAUSE_S + 1)
-        assert kinds([await tier.call()]) == ["ok"]
+        await asyncio.sleep(20.1)
+        assert kinds(await asyncio.gather(*tier.calls(3))) == ["ok"] + ["absent"] * 2
+        assert tier.told.absent == ""
+
+
+@timed
+async def test_a_failure_tells_how_long_it_took() -> None:
+    """From the moment it was sent: a quick failure may be tried again in place, a slow one not."""
+    async with serving(Script(BROKEN, 11.0, latency_s=0.5), concurrency=1) as tier:
+        quick, slow = await asyncio.gather(*tier.calls(2))
+        assert (quick.kind, quick.duration_s) == ("server", pytest.approx(0.5, abs=0.01))
+        assert (slow.kind, slow.duration_s) == ("timeout", pytest.approx(10.0, abs=0.01))
 
 
 @timed
@@ -443,6 +501,24 @@ async def test_an_endpoint_that_is_back_is_used_again_after_one_probe() -> None:
         assert kinds([await tier.call()]) == ["ok"]
         assert back.sent == sent + 1
         assert [one.state for one in tier.told.endpoints] == ["closed", "closed"]
+
+
+@timed
+async def test_a_second_copy_of_a_late_request_goes_to_another_endpoint() -> None:
+    """However loaded that one is: where the first copy hangs there is nothing to be won."""
+    scripts = Script(*[9.0] * 5), Script(*[9.0] * 5)
+    async with serving(*scripts) as tier:
+        first = [tier.call(request="late")]
+        await asyncio.sleep(0.1)
+        (at,) = (script for script in scripts if script.sent)
+        others = [tier.call(request=str(number)) for number in range(5)]
+        await asyncio.sleep(0.1)
+        before = at.sent
+        second = tier.call(request="late")
+        await asyncio.sleep(0.1)
+        assert at.sent == before
+        assert kinds(await asyncio.gather(*first, *others, second)) == ["ok"] * 7
+        assert not tier.actor._under_way
 
 
 @timed

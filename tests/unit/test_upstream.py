@@ -10,7 +10,7 @@ import pytest
 from actors.messages import Answer, Failure, FailureKind, Refusal
 from actors.settings import TierSettings
 from actors.tier.breaker import Permit
-from actors.tier.upstream import ABSENT_PAUSE_S, AUTH_PAUSE_S, HELD_S, Balancer, Busy, Upstream
+from actors.tier.upstream import HELD_S, Balancer, Busy, Upstream
 
 NOW = 1000.0
 PATH = "/chat/completions"
@@ -27,6 +27,7 @@ class Fleet:
         self.balancer = Balancer(TierSettings.model_validate(given))
         self.random = random.Random(seed)
         self.now = NOW
+        self.probing = False
 
     def choose(self, avoid: int = -1, held: int = 0, path: str = PATH) -> Upstream | Busy | Refusal:
         return self.balancer.choose(path, avoid, held, self.now, self.random.random())
@@ -34,19 +35,20 @@ class Fleet:
     def send(self, **options: Any) -> tuple[Upstream, Permit]:
         chosen = self.choose(**options)
         assert isinstance(chosen, Upstream), chosen
-        return self.send_to(chosen.index)
+        return self.send_to(chosen.index, options.get("path", PATH))
 
-    def send_to(self, index: int) -> tuple[Upstream, Permit]:
+    def send_to(self, index: int, path: str = PATH) -> tuple[Upstream, Permit]:
         upstream = self.balancer.all[index]
         permit = upstream.breaker.admit(self.now)
         assert isinstance(permit, Permit)
         upstream.in_flight += 1
         upstream.capacity.sent(self.now)
+        self.probing = upstream.probes(path, self.now)
         return upstream, permit
 
     def end(self, call: tuple[Upstream, Permit], done: Answer | Failure = ANSWERED) -> None:
         upstream, permit = call
-        outcome = upstream.learn(done, PATH, self.now)
+        outcome = upstream.learn(done, PATH, self.now, self.probing)
         said = done.message if isinstance(done, Failure) else ""
         self.balancer.settle(upstream, permit, outcome, self.now, 0.1, said)
 
@@ -156,20 +158,48 @@ def test_one_that_refuses_the_key_is_out_for_a_while(fleet: Fleet) -> None:
     assert fleet.goes_to() == {0, 2}
     assert fleet.balancer.health(NOW).dead_reason == ""
     for index in (0, 2):
-        fleet.balancer.all[index].has_answered = False
+        fleet.balancer.all[index].served.clear()
         fleet.fail(index, "auth", status=401)
-    assert fleet.choose() == Refusal("cooling", AUTH_PAUSE_S)
+    assert fleet.choose() == Refusal("cooling", RECOVERY_S)
     assert fleet.balancer.health(NOW).dead_reason == "HTTP: it was auth"
 
 
 def test_one_that_lacks_a_path_takes_calls_to_others(fleet: Fleet) -> None:
     """A path that none of them has is refused as such."""
     fleet.fail(1, "not_found")
-    assert fleet.goes_to() == {0, 2}
-    assert fleet.goes_to(path="/embeddings") == {0, 1, 2}
+
+    def asked(path: str) -> set[int]:
+        return {chosen.index for _ in range(200) if isinstance(chosen := fleet.choose(path=path), Upstream)}
+
+    assert asked(PATH) == {0, 2}
+    assert asked("/embeddings") == {0, 1, 2}
     fleet.fail(0, "not_found")
     fleet.fail(2, "not_found")
-    assert fleet.choose() == Refusal("absent", ABSENT_PAUSE_S, "HTTP: it was not_found")
+    assert fleet.choose() == Refusal("absent", RECOVERY_S, "HTTP: it was not_found")
+    assert fleet.balancer.health(NOW).absent == "HTTP: it was not_found"
+    assert fleet.balancer.health(NOW).dead_reason == ""
+
+
+def test_one_that_served_and_lacks_its_model_now_is_out_until_one_call_finds_it_there(fleet: Fleet) -> None:
+    """The others go on; when all have lost it, the tier is out and says that it is the model."""
+    assert fleet.goes_to() == {0, 1, 2}
+    fleet.fail(1, "not_found")
+    assert fleet.goes_to() == {0, 2}
+    fleet.fail(0, "not_found")
+    fleet.fail(2, "not_found")
+    health = fleet.balancer.health(NOW)
+    assert (health.dead_reason, health.dead_kind, health.cooling_for_s) == (
+        "HTTP: it was not_found",
+        "not_found",
+        RECOVERY_S,
+    )
+    assert fleet.choose() == Refusal("cooling", RECOVERY_S)
+    fleet.now += RECOVERY_S
+    probe = fleet.send_to(1)
+    assert {one.index for _ in range(200) if isinstance(one := fleet.choose(), Upstream)} == {0, 2}
+    fleet.probing = True
+    fleet.end(probe)
+    assert fleet.balancer.health(fleet.now).dead_reason == ""
 
 
 def test_an_endpoint_to_avoid_is_used_only_when_no_other_is_ready() -> None:
@@ -185,7 +215,7 @@ def test_an_endpoint_to_avoid_is_probed_when_it_is_all_there_is() -> None:
     fleet = Fleet(2)
     for index in (0, 1):
         fleet.fail(index, times=3)
-    fleet.balancer.all[1].dead_until = NOW + 300.0
+    fleet.balancer.all[1].capacity.cooling_until = NOW + 300.0
     fleet.now += RECOVERY_S
     assert fleet.send(avoid=0)[0].index == 0
 
