@@ -168,7 +168,7 @@ class TierActor(LaneHost):
         try:
             if queued.cancelled:
                 return
-            if not queued.paid:
+            if not queued.paid and not self._limits.unlimited:
                 done = await self._wait_for_rate(queued)
                 began = time.monotonic()
             if done is None and upstream.takes(permit, began):  # else it went out meanwhile
@@ -193,16 +193,15 @@ class TierActor(LaneHost):
             self._pump()
 
     async def _wait_for_rate(self, queued: _Queued) -> Refusal | None:
-        if not self._limits.unlimited:
-            self._paced += 1
-            try:
-                async with asyncio.timeout(queued.call.rate_s):
-                    await self._limits.wait(queued.call.tokens)
-            except TimeoutError:
-                self._rate_pause_until = time.monotonic() + RATE_PAUSE_S
-                return Refusal("rate", RATE_PAUSE_S)
-            finally:
-                self._paced -= 1
+        self._paced += 1
+        try:
+            async with asyncio.timeout(queued.call.rate_s):
+                await self._limits.wait(queued.call.tokens)
+        except TimeoutError:
+            self._rate_pause_until = time.monotonic() + RATE_PAUSE_S
+            return Refusal("rate", RATE_PAUSE_S)
+        finally:
+            self._paced -= 1
         queued.paid = True
         return None
 

@@ -38,6 +38,9 @@ class Busy(NamedTuple):
     ready_at: float | None
 
 
+FULL = Busy(None)
+
+
 class Upstream:
     """One endpoint's condition."""
 
@@ -88,17 +91,6 @@ class Upstream:
     def refusal(self, until: float, now: float) -> Refusal:
         cooling = until <= max(self.capacity.cooling_until, self.dead_until)
         return Refusal("cooling" if cooling else "open", max(0.0, until - now))
-
-    def settle(self, permit: Permit, outcome: Outcome, now: float, duration_s: float, said: str = "") -> bool:
-        """End a call. True: the breaker has changed its state."""
-        breaker = self.breaker
-        generation = breaker.generation
-        breaker.settle(permit, outcome, now, duration_s)
-        if breaker.generation == generation:
-            return False
-        if breaker.why and said:
-            breaker.why += f", last: {said}"
-        return True
 
     def learn(self, done: Answer | Failure, path: str, now: float) -> Outcome:
         """What came of a call, for the capacity and the marks; returns what the breaker is to make of it."""
@@ -182,9 +174,15 @@ class Balancer:
         that another actor finds out about: avoided likewise, and never probed from here.
         """
         every, count = self.all, len(self.all)
-        for each in self._in_trial:
-            if each.index != avoid and self._may_probe(each, held, path, now):
-                return each
+        if self._in_trial:
+            for each in self._in_trial:
+                if each.index != avoid and self._may_probe(each, held, path, now):
+                    return each
+        elif count == 1 and not (only := every[0]).absent and only.dead_until <= now >= only.capacity.cooling_until:
+            ready_at = only.capacity.ready_at(only.in_flight, now)  # most tiers, nearly always: a short way
+            if ready_at is None:
+                return FULL
+            return only if ready_at <= now else Busy(ready_at)
         if count == 1:
             return every[0] if self._ready(every[0], path, now) else self._why_none(path, held, now)
         at, rest = divmod(chance * count, 1.0)
@@ -207,7 +205,12 @@ class Balancer:
     ) -> None:
         """End a call at an endpoint; `said`: its failure's message."""
         upstream.in_flight -= 1
-        if upstream.settle(permit, outcome, now, duration_s, said):
+        breaker = upstream.breaker
+        generation = breaker.generation
+        breaker.settle(permit, outcome, now, duration_s)
+        if breaker.generation != generation:
+            if breaker.why and said:
+                breaker.why += f", last: {said}"
             self._in_trial = [each for each in self.all if each.breaker.state != "closed"]
             self._told_at = float("-inf")
 
