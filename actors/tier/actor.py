@@ -70,6 +70,8 @@ class TierActor(LaneHost):
         self._transports: Sequence[Transport] = ()
         self._secrets: tuple[str, ...] = ()
         self._balancer = Balancer(settings)
+        self._under_way: dict[str, int] = {}
+        """With several endpoints, where each request is: a second copy of one that is late goes to another."""
         self._limits = RateLimits(settings.requests_per_minute, settings.tokens_per_minute, 1.0 / settings.replicas)
         self._rate_pause_until = 0.0
         self._paced = 0
@@ -125,7 +127,8 @@ class TierActor(LaneHost):
                 self._give_back(Refusal("cooling", self._rate_pause_until - now))
                 return
             call = queued.call
-            choice = self._balancer.choose(call.path, queued.avoid, call.held, now, random.random())
+            avoid = self._under_way.get(call.id, queued.avoid)
+            choice = self._balancer.choose(call.path, avoid, call.held, now, random.random())
             match choice:
                 case Upstream():
                     queue.popleft()
@@ -157,6 +160,8 @@ class TierActor(LaneHost):
         assert isinstance(permit, Permit), "the balancer chose an endpoint that is out"
         upstream.in_flight += 1
         upstream.capacity.sent(now)
+        if len(self._balancer.all) > 1:
+            self._under_way[queued.call.id] = upstream.index
         queued.task = asyncio.get_running_loop().create_task(self._attempt(queued, upstream, permit))
 
     async def _attempt(self, queued: _Queued, upstream: Upstream, permit: Permit) -> None:
@@ -188,6 +193,8 @@ class TierActor(LaneHost):
             now = time.monotonic()
             said = done.message if isinstance(done, Failure) else ""
             self._balancer.settle(upstream, permit, outcome, now, now - began, said)
+            if self._under_way.get(queued.call.id) == upstream.index:
+                del self._under_way[queued.call.id]
             if done is not None:  # None: it waits again, or was cancelled and nobody waits for it
                 queued.complete(done)
             self._pump()

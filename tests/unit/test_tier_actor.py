@@ -77,14 +77,21 @@ class Tier:
         self.actor = TierActor(TierSettings.model_validate(given), lambda settings: (scripts, ()))
         self.lane: Lane[TierCall, Any] = Lane("router", LocalPeer(self.actor), on_note=self.observe)
         self.told = Health()
+        self.asked = 0
 
     def observe(self, health: Health) -> None:
         self.told = health
 
     def call(
-        self, queue_s: float = 100.0, rate_s: float = 100.0, tokens: int = 1, timeout_s: float = 10.0
+        self,
+        queue_s: float = 100.0,
+        rate_s: float = 100.0,
+        tokens: int = 1,
+        timeout_s: float = 10.0,
+        request: str = "",
     ) -> "asyncio.Task[Any]":
-        call = TierCall("id", "/chat/completions", b"{}", timeout_s, queue_s, rate_s, tokens)
+        self.asked += 1
+        call = TierCall(request or f"r{self.asked}", "/chat/completions", b"{}", timeout_s, queue_s, rate_s, tokens)
         return asyncio.create_task(self.lane.call(call, 10_000.0))
 
     def calls(self, count: int, **options: Any) -> "list[asyncio.Task[Any]]":
@@ -443,6 +450,24 @@ async def test_an_endpoint_that_is_back_is_used_again_after_one_probe() -> None:
         assert kinds([await tier.call()]) == ["ok"]
         assert back.sent == sent + 1
         assert [one.state for one in tier.told.endpoints] == ["closed", "closed"]
+
+
+@timed
+async def test_a_second_copy_of_a_late_request_goes_to_another_endpoint() -> None:
+    """However loaded that one is: where the first copy hangs there is nothing to be won."""
+    scripts = Script(*[9.0] * 5), Script(*[9.0] * 5)
+    async with serving(*scripts) as tier:
+        first = [tier.call(request="late")]
+        await asyncio.sleep(0.1)
+        (at,) = (script for script in scripts if script.sent)
+        others = [tier.call(request=str(number)) for number in range(5)]
+        await asyncio.sleep(0.1)
+        before = at.sent
+        second = tier.call(request="late")
+        await asyncio.sleep(0.1)
+        assert at.sent == before
+        assert kinds(await asyncio.gather(*first, *others, second)) == ["ok"] * 7
+        assert not tier.actor._under_way
 
 
 @timed
