@@ -92,7 +92,7 @@ class Upstream:
         cooling = until <= max(self.capacity.cooling_until, self.dead_until)
         return Refusal("cooling" if cooling else "open", max(0.0, until - now))
 
-    def learn(self, done: Answer | Failure, path: str, now: float) -> Outcome:
+    def learn(self, done: Answer | Failure, path: str, sent_at: float, now: float) -> Outcome:
         """What came of a call, for the capacity and the marks; returns what the breaker is to make of it."""
         if isinstance(done, Answer):
             self.has_answered = True
@@ -102,7 +102,7 @@ class Upstream:
             case "rate_limited":
                 if self.capacity.cooling_until <= now:
                     self.cooling_since = now
-                self.capacity.refused(done.retry_after_s, now)
+                self.capacity.refused(done.retry_after_s, sent_at, now)
                 self.last_refusal = done.message
                 return "neutral"
             case "not_found":
@@ -116,7 +116,7 @@ class Upstream:
                 self.dead_reason = done.message
                 return "neutral"
             case "overloaded":
-                self.capacity.refused(done.retry_after_s, now, overloaded=True)
+                self.capacity.refused(done.retry_after_s, sent_at, now, overloaded=True)
                 return "failure"
             case "timeout" | "connection" | "server" | "malformed":
                 self.capacity.failed(now)
@@ -166,6 +166,12 @@ class Balancer:
         """Those whose breaker is not closed."""
         self._told: tuple[Health, ...] = ()
         self._told_at = float("-inf")
+
+    @property
+    def paced(self) -> bool:
+        """Whether calls wait for a rate limit, rather than for a slot, wherever they could go."""
+        well = [each.capacity.paced for each in self.all if each.breaker.state == "closed"]
+        return bool(well) and all(well)
 
     def choose(self, path: str, avoid: int, held: int, now: float, chance: float) -> "Upstream | Busy | Refusal":
         """Who takes the next call, by a number in [0, 1). A Refusal tells when the first of them may be asked again.
