@@ -18,7 +18,7 @@ DEPENDENCIES := pyproject.toml constraints.txt
 PEER := build/peers/litellm/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test fast faults prove bench overspend tail soak clean
+.PHONY: help demo check test fast faults prove bench overspend capacity tail soak clean
 
 help:
 	@echo "make demo    set up .venv and run a job of 400 rows against three mock tiers, into demo-out/"
@@ -31,6 +31,7 @@ help:
 	@echo "make overspend   the same budget and demand against Raycade and LiteLLM, which gets an environment of its own"
 	@echo "make tail    a batch on an endpoint with stragglers, with and without hedging"
 	@echo "make soak    a job of MINUTES (30) with a fault every 20 s: is anything lost, do memory and open files grow?"
+	@echo "make capacity    what a tier finds out about its endpoint's limits by itself, in some 15 minutes"
 	@echo "make clean   remove .venv, caches and demo-out/"
 	@echo "PYTHON=/path/to/python3.11 chooses the Python that .venv is made with."
 
@@ -73,6 +74,9 @@ tail: $(BASE)
 MINUTES ?= 30
 soak: $(BASE)
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+capacity: $(BASE)
+	@$(BIN)/python -m benchmarks.capacity
 
 # What we are compared with: some 750 MB, pinned, and never in .venv.
 $(PEER): SHELL := /bin/bash

@@ -292,7 +292,14 @@ class Attempts:
         left_s = max(0.05, past.deadline - now)
         settings = tier.state.settings
         body = tier.body(request)
-        waits = self.settings.on_rate_limit == "wait" and not request.interactive
+        waits = not request.interactive and (
+            self.settings.on_rate_limit == "wait"
+            or not any(
+                _might_serve(other, request, past)
+                for other in self._states[request.start_tier :]
+                if other is not tier.state
+            )
+        )
         call = TierCall(
             request.id,
             request.path,

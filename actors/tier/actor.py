@@ -38,12 +38,12 @@ SHORTEST_PACE_S = 0.001
 class _Queued:
     """A call that waits for an endpoint, or runs."""
 
-    __slots__ = ("avoid", "call", "cancelled", "complete", "expires", "paid", "probe", "started", "task")
+    __slots__ = ("avoid", "call", "cancelled", "complete", "paid", "probe", "since", "started", "task")
 
-    def __init__(self, call: TierCall, complete: Complete[TierReply | Part], expires: float) -> None:
+    def __init__(self, call: TierCall, complete: Complete[TierReply | Part], since: float) -> None:
         self.call = call
         self.complete = complete
-        self.expires = expires
+        self.since = since
         self.avoid = call.avoid
         self.paid = False
         """It has taken its share of the rate limits."""
@@ -52,6 +52,10 @@ class _Queued:
         self.cancelled = False
         self.started = False
         self.task: asyncio.Task[None] | None = None
+
+    def slow(self, now: float) -> bool:
+        """It has waited for the rate as long as it may."""
+        return now - self.since >= self.call.rate_s
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -107,7 +111,7 @@ class TierActor(LaneHost):
     # ------------------------------------------------------------------ the way of a call
 
     def _start(self, lane: str, call: TierCall, complete: Complete[TierReply | Part]) -> Cancel | None:
-        queued = _Queued(call, complete, time.monotonic() + call.queue_s)
+        queued = _Queued(call, complete, time.monotonic())
         self._queue.append(queued)
         self._pump()
         if self._queue and not self._sweeping:
@@ -180,7 +184,7 @@ class TierActor(LaneHost):
                 began = time.monotonic()
             if done is None and upstream.takes(permit, began, queued.probe):  # else it went out meanwhile
                 done = await self._send(queued, upstream)
-                outcome = upstream.learn(done, queued.call.path, time.monotonic(), queued.probe)
+                outcome = upstream.learn(done, queued.call.path, began, time.monotonic(), queued.probe)
                 if isinstance(done, Failure) and done.kind in ("auth", "not_found"):
                     done = self._elsewhere(queued, upstream, done)
             if done is None:
@@ -259,13 +263,16 @@ class TierActor(LaneHost):
     def _sweep(self) -> None:
         """Give back what has waited too long."""
         now = time.monotonic()
-        late = [queued for queued in self._queue if queued.expires <= now]
+        paced = self._balancer.paced
+        late = [one for one in self._queue if now - one.since >= one.call.queue_s or (paced and one.slow(now))]
         if late:
-            for queued in late:
-                self._queue.remove(queued)
+            gone = set(late)
+            self._queue = deque(one for one in self._queue if one not in gone)
             for queued in late:
                 if not queued.cancelled:
-                    queued.complete(Refusal("queue", 1.0))
+                    queued.complete(
+                        Refusal("rate", RATE_PAUSE_S) if queued.slow(now) and paced else Refusal("queue", 1.0)
+                    )
         self._pump()  # an endpoint may be due again, while those that are well are full of calls that hang
         self._sweeping = bool(self._queue)
         if self._sweeping:

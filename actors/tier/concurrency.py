@@ -1,82 +1,186 @@
-"""How many calls one tier actor keeps in flight.
+"""How many calls are kept in flight at one endpoint, found by whether more of them pay.
 
-A number in the configuration is kept as it is. `auto` finds one:
+By Little's law calls in flight = answers per second * latency. So when some more calls in flight make each of them slower
+by as much, they brought nothing: they wait in the endpoint's queue. What a step in the limit brought is
 
-- It begins at `START`. While the limit is what holds calls back, it doubles each round (as many successes as the limit)
-  for as long as that pays: a round must bring `GAIN` times the best rate so far. Two in a row that do not are taken
-  back, since more calls in flight only wait longer, in the endpoint's queue or in ours. (Two: rates of short rounds are
-  noisy, and to stop too early costs more than one round too many.)
-- From then on it grows by `CREEP` of itself (at least by one) a second of saturation, so that an endpoint that gets
-  faster is noticed.
-- A refusal for load (429, 503, 529) shrinks it to 0.7 of itself, at most once in `DEBOUNCE_S`, since the refusals of one
-  moment are one message, and ends the doubling. Other failures leave it alone: they are the breaker's.
+    pays = 1 - ln(latency after / latency before) / ln(limit after / limit before)      1: all of it, 0: nothing
+
+and it is measured by our own steps, never against a latency of long ago: rows change in length, and two jobs at one
+endpoint would take each other's queue for the way it is.
+
+    doubling   a round at each limit; it goes on while a doubling pays ENDS_BELOW; then to the knee and a little ROOM
+    steady     rests at the limit
+    probing    every few seconds a step down by STEP for a round. It hardly cost anything (pays < LEAST): there was
+               a queue, down to the knee. It cost nearly all of its share (pays > MOST): no queue, the limit grows
+
+- Only rounds in which the limit was what held calls back count: not when calls were scarce, and not while paced.
+- A round lasts until the mean of its latencies is known well enough. Logarithms: an outlier counts little.
+- What grows, grows over the time of a call, or the calls of a growth would stay one bunch for ever.
+- A failure begins the round anew: growth waits, and nothing shrinks. An overload (503, 529) takes KEPT, once a moment.
+
+Pure: `now` is monotonic seconds, and the caller counts what is in flight.
 """
 
+import math
 from typing import Literal
 
 __all__ = ["Concurrency"]
 
 START = 20
 CEILING = 4_096
-GAIN = 1.2
-CREEP = 0.03
-SHRINK = 0.7
-DEBOUNCE_S = 1.0
+UNFELT_S = 0.01
+"""Is added to each latency: a queue of some milliseconds hurts nobody, and full pipes are cheaper for both sides."""
+ENDS_BELOW = 0.5
+ROOM = 1.2
+"""Above the knee, so that no slot is ever without a call."""
+STEP = 1.5
+LEAST, MOST = 0.5, 0.7
+SHRINKS = 1.3
+GROWS, GROWS_FASTEST = 1.15, 2.0
+"""Each growth in a row is a larger one."""
+REST_S = 7.0
+RESTS = 8.0
+"""Times the length of the probe before: it costs a few hundredths of the throughput at most."""
+KEPT = 0.7
+"""Of the limit, when the endpoint says that it is overloaded."""
+SURE = 0.05
+"""Standard error of a round's mean logarithm that is good enough."""
+ENOUGH = 400
+"""Latencies that are enough in any case."""
+
+
+class _Round:
+    """Mean and spread of the logarithms of latencies, once `settle` calls of another limit have ended."""
+
+    __slots__ = ("count", "mean", "settle", "squares")
+
+    def __init__(self, settle: int) -> None:
+        self.settle = settle
+        self.count = 0
+        self.mean = 0.0
+        self.squares = 0.0
+
+    def add(self, latency_s: float) -> None:
+        if self.settle > 0:
+            self.settle -= 1
+            return
+        value = math.log(latency_s + UNFELT_S)
+        self.count += 1
+        off = value - self.mean
+        self.mean += off / self.count
+        self.squares += off * (value - self.mean)
+
+    def done(self, least: int) -> bool:
+        count = self.count
+        return count >= least and (count >= ENOUGH or self.squares <= (SURE * count) ** 2)
 
 
 class Concurrency:
-    """The current limit; the caller counts what is in flight, and reads the clock (monotonic seconds)."""
+    """The limit of one endpoint. A number in the configuration stays as it is."""
 
     def __init__(self, setting: Literal["auto"] | int) -> None:
         self._auto = setting == "auto"
-        self._limit: float = START if setting == "auto" else setting
-        self._doubling = True
-        self._successes = 0
-        self._round_began: float | None = None
-        self._rate = 0.0
-        self._in_vain = False
-        """Whether the last doubling brought nothing."""
-        self._crept_at = float("-inf")
-        self._shrunk_at = float("-inf")
+        self._limit: int = START if setting == "auto" else setting
+        self._stage: Literal["doubling", "steady", "probing"] = "doubling"
+        self._round: _Round | None = None
+        self._settle = self._limit
+        self._before: tuple[int, float] | None = None
+        """Limit and mean logarithm of the round to compare with."""
+        self._probe_at = self._rest_until = 0.0
+        self._growth = 1.0
+        self._cut_at = float("-inf")
+        self._from, self._grows_at, self._grows_s = self._limit, 0.0, 0.0
+        """Where the last growth began, when, and how long it takes."""
 
     @property
     def limit(self) -> int:
-        return int(self._limit)
+        return self._limit
 
-    def succeeded(self, in_flight: int, now: float) -> None:
+    def ready_at(self, in_flight: int, now: float) -> float | None:
+        """When there is room for another call; None: once one has ended."""
+        if in_flight < self._from:
+            return now
+        if in_flight >= self._limit:
+            return None
+        return self._grows_at + self._grows_s * (in_flight + 1 - self._from) / (self._limit - self._from)
+
+    def succeeded(self, in_flight: int, latency_s: float, now: float) -> None:
         """A call succeeded while `in_flight` calls (this one included) were under way."""
         if not self._auto:
             return
-        if in_flight < int(self._limit):
-            self._round_began = None  # calls were scarce: this round tells nothing of the endpoint
-        elif not self._doubling:
-            if now - self._crept_at >= 1.0:
-                self._crept_at = now
-                self._limit = min(CEILING, self._limit + max(1.0, self._limit * CREEP))
-        elif self._round_began is None:
-            self._round_began, self._successes = now, 0
-        else:
-            self._successes += 1
-            if self._successes >= self._limit:
-                self._end_round(now, now - self._round_began)
+        if in_flight < self._limit:
+            self._round = None
+            return
+        round_ = self._round
+        if round_ is None:
+            round_ = self._round = _Round(self._settle)
+        round_.add(latency_s)
+        if round_.done(self._limit):
+            self._end(round_, now)
 
-    def refused(self, now: float) -> None:
-        """The endpoint refused a call because of load."""
-        if self._auto and now - self._shrunk_at >= DEBOUNCE_S:
-            self._shrunk_at = self._crept_at = now
-            self._doubling = False
-            self._limit = max(1.0, self._limit * SHRINK)
+    def overloaded(self, sent_at: float, now: float) -> None:
+        """The endpoint says that it has too much to do. Those sent before the last cut say nothing new."""
+        if self._auto and sent_at >= self._cut_at:
+            self._cut_at = now
+            self._stage, self._rest_until, self._growth = "steady", now + REST_S, 1.0
+            self._settle = self._limit
+            self._limit = self._from = max(1, int(self._limit * KEPT))
+            self._round = None
 
-    def _end_round(self, now: float, took_s: float) -> None:
-        rate = self._successes / max(took_s, 1e-6)
-        if self._limit >= CEILING:
-            self._doubling = False
-        elif rate >= GAIN * self._rate or not self._in_vain:
-            self._in_vain = rate < GAIN * self._rate
-            self._rate = max(rate, self._rate)
-            self._limit = min(CEILING, self._limit * 2)
-        else:
-            self._doubling = False
-            self._crept_at = now
-            self._limit = max(START, self._limit / 4)
-        self._round_began = None
+    def void(self) -> None:
+        """Something else than the limit holds calls back, or the endpoint fails: this round tells nothing."""
+        self._round = None
+
+    def _end(self, round_: _Round, now: float) -> None:
+        limit, mean = self._limit, round_.mean
+        match self._stage:
+            case "doubling":
+                if limit >= CEILING:
+                    self._rest(limit, REST_S, mean, now)
+                elif self._before is not None and self._pays(limit, mean) < ENDS_BELOW:
+                    self._rest(max(START, limit * ROOM * math.exp(self._before[1] - mean)), 0.0, mean, now)
+                else:
+                    self._before = (limit, mean)
+                    self._set(2.0 * limit, mean, now)
+            case "steady":
+                if now < self._rest_until:
+                    if round_.count >= ENOUGH:  # a fresh one, without settling: nothing has changed
+                        self._round = _Round(0)
+                elif limit == 1:
+                    self._rest(2, REST_S, mean, now)
+                else:
+                    self._before = (limit, mean)
+                    self._stage, self._probe_at = "probing", now
+                    self._set(limit / STEP, mean, now)
+            case "probing":
+                assert self._before is not None
+                before, slower = self._before
+                pays = self._pays(limit, mean)
+                rest_s = max(REST_S, RESTS * (now - self._probe_at))
+                if pays > MOST:
+                    self._growth = min(GROWS_FASTEST, self._growth * GROWS)
+                    self._rest(max(before + 1, before * self._growth), 0.0, mean, now)
+                elif pays < LEAST:
+                    self._growth = 1.0
+                    self._rest(max(before / SHRINKS, before * ROOM * math.exp(mean - slower)), rest_s, mean, now)
+                else:
+                    self._growth = 1.0
+                    self._rest(before, rest_s, mean, now)
+
+    def _pays(self, limit: int, mean: float) -> float:
+        """How much the step between the round before and this one brings, or would."""
+        assert self._before is not None
+        return 1.0 - (mean - self._before[1]) / math.log(limit / self._before[0])
+
+    def _rest(self, limit: float, rest_s: float, mean: float, now: float) -> None:
+        self._stage = "steady"
+        self._rest_until = now + rest_s
+        self._set(limit, mean, now)
+
+    def _set(self, to: float, mean: float, now: float) -> None:
+        limit = max(1, min(CEILING, round(to)))
+        self._settle = max(limit, self._limit)
+        self._from, self._grows_at = min(self._limit, limit), now
+        self._grows_s = max(0.0, math.exp(mean) - UNFELT_S)
+        self._limit = limit
+        self._round = None

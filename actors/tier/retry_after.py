@@ -7,7 +7,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-__all__ = ["MAX_RETRY_AFTER_S", "retry_after", "should_retry"]
+__all__ = ["MAX_RETRY_AFTER_S", "duration_s", "retry_after", "should_retry"]
 
 MAX_RETRY_AFTER_S: Final = 3600.0
 
@@ -65,7 +65,7 @@ def _reset(headers: Mapping[str, str]) -> float | None:
     used_up: list[float] = []
     waits: list[float] = []
     for limit in ("requests", "tokens"):
-        wait = _duration(headers.get(f"x-ratelimit-reset-{limit}", ""))
+        wait = duration_s(headers.get(f"x-ratelimit-reset-{limit}", ""))
         if wait is not None:
             waits.append(wait)
             if headers.get(f"x-ratelimit-remaining-{limit}", "").strip() == "0":
@@ -73,7 +73,7 @@ def _reset(headers: Mapping[str, str]) -> float | None:
     return max(used_up) if used_up else min(waits, default=None)
 
 
-def _duration(text: str) -> float | None:
+def duration_s(text: str) -> float | None:
     """`1s`, `6m0s`, `20ms`, `1h2m3.5s` (OpenAI, Groq), or plain seconds (Azure)."""
     text = text.strip()
     if not text or len(text) > 32:

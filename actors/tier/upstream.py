@@ -107,7 +107,7 @@ class Upstream:
         cooling = until <= self._paused_until()
         return Refusal("cooling" if cooling else "open", max(0.0, until - now))
 
-    def learn(self, done: Answer | Failure, path: str, now: float, probe: bool = False) -> Outcome:
+    def learn(self, done: Answer | Failure, path: str, sent_at: float, now: float, probe: bool = False) -> Outcome:
         """What came of a call, for the capacity and the marks; returns what the breaker is to make of it."""
         if probe and (isinstance(done, Answer) or KINDS[done.kind].fault == "request"):
             # Whoever reads requests has a key and a model. Answers that were under way when it went out say nothing.
@@ -121,10 +121,10 @@ class Upstream:
             case "rate_limited":
                 if self.capacity.cooling_until <= now:
                     self.cooling_since = now
-                self.capacity.refused(done.retry_after_s, now)
+                self.capacity.refused(done.retry_after_s, sent_at, now)
                 self.last_refusal = done.message
             case "overloaded":
-                self.capacity.refused(done.retry_after_s, now, overloaded=True)
+                self.capacity.refused(done.retry_after_s, sent_at, now, overloaded=True)
             case "not_found" if path not in self.served or self.served - self.absent.keys() - {path}:
                 outage = self.absent.setdefault(path, Outage(done.kind, self._pause_s, now))
                 outage.refused(done.message, now)
@@ -181,6 +181,12 @@ class Balancer:
         """Those whose breaker is not closed."""
         self._told: tuple[Health, ...] = ()
         self._told_at = float("-inf")
+
+    @property
+    def paced(self) -> bool:
+        """Whether calls wait for a rate limit, rather than for a slot, wherever they could go."""
+        well = [each.capacity.paced for each in self.all if each.breaker.state == "closed"]
+        return bool(well) and all(well)
 
     def choose(self, path: str, avoid: int, held: int, now: float, chance: float) -> "Upstream | Busy | Refusal":
         """Who takes the next call, by a number in [0, 1). A Refusal tells when the first of them may be asked again.

@@ -24,8 +24,6 @@ class RateGate:
         self.limit = limit
         self._rate, self._size = limit.rate_per_s, limit.bucket
         self._level, self._at = float(limit.bucket), 0.0
-        asked = limit.per_second if limit.per_second is not None else limit.per_minute
-        self._asked = b"%d" % math.ceil(asked or 0)
 
     def take(self, now: float) -> Verdict:
         if self._at:
@@ -35,9 +33,16 @@ class RateGate:
         admitted = self._level >= 1 - 1e-9
         if admitted:
             self._level = max(0.0, self._level - 1)
+        tells = self.limit.tells
+        if tells == "nothing" or (tells == "retry_after" and admitted):
+            return Verdict(admitted, b"")
         headers = (
-            b"x-ratelimit-limit-requests: %b\r\nx-ratelimit-remaining-requests: %d\r\nx-ratelimit-reset-requests: %dms\r\n"
-            % (self._asked, self._level, (self._size - self._level) / self._rate * 1000)
+            b""
+            if tells == "retry_after"
+            else (
+                b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\nx-ratelimit-reset-requests: %dms\r\n"
+                % (self._size, self._level, (self._size - self._level) / self._rate * 1000)
+            )
         )
         if admitted:
             return Verdict(True, headers)

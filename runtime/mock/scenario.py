@@ -118,6 +118,8 @@ class RateLimit(Part):
     """Bucket size; absent: what the rate gives in one second."""
     retry_after_s: Seconds | None = None
     """Absent: whole seconds until the bucket has room again."""
+    tells: Literal["all", "retry_after", "nothing"] = "all"
+    """all: x-ratelimit-* in every reply, and Retry-After in a refusal."""
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:

@@ -170,11 +170,15 @@ def test_a_rate_limit_lets_its_burst_and_then_its_rate_through() -> None:
     refused = gate.take(100.1)
     assert not refused.admitted
     assert b"Retry-After: 1\r\n" in refused.headers
-    assert b"x-ratelimit-limit-requests: 2\r\n" in refused.headers
+    assert b"x-ratelimit-limit-requests: 3\r\n" in refused.headers
     assert [gate.take(101.0).admitted for _ in range(3)] == [True, True, False]
     slow = RateGate(RateLimit(per_minute=1, retry_after_s=0.5))
     assert slow.take(1).admitted
     assert b"Retry-After: 0.5\r\n" in slow.take(2).headers
+    silent = RateGate(RateLimit(per_second=1, tells="nothing"))
+    assert [silent.take(3.0) for _ in range(2)] == [(True, b""), (False, b"")]
+    terse = RateGate(RateLimit(per_second=1, tells="retry_after"))
+    assert [terse.take(3.0) for _ in range(2)] == [(True, b""), (False, b"Retry-After: 1\r\n")]
 
 
 def test_slots_work_in_order_and_skip_who_left() -> None:

@@ -239,11 +239,11 @@ async def test_a_429_that_asks_for_no_pause_still_makes_one() -> None:
 @timed
 async def test_nobody_waits_for_a_slot_while_the_tier_pauses() -> None:
     """Also when all slots are taken by calls that hang: a request goes elsewhere in microseconds, not after a timeout."""
-    async with serving(Script(limited({"retry-after": "9"}), *[8.0] * 30), concurrency="auto") as tier:
+    async with serving(Script(limited({"retry-after": "9"}), *[8.0] * 30), concurrency=20) as tier:
         first, *hanging = tier.calls(20)
         assert kinds([await first]) == ["rate_limited"]
         await asyncio.sleep(0.01)
-        assert tier.actor.health().in_flight == 19 > tier.actor.health().limit
+        assert tier.actor.health().in_flight == 19
         late = tier.call()
         await asyncio.sleep(0.1)
         assert kinds([late.result()]) == ["cooling"]
@@ -460,9 +460,21 @@ async def test_concurrency_grows_with_success_and_shrinks_when_the_endpoint_is_o
         await asyncio.gather(*tier.calls(300))
         grown = tier.actor.health().limit
         assert grown > 2 * before
-        tier.script.lines.append(limited())
+        tier.script.lines.append(Reply(529, {}, b"{}"))
         await tier.call()
         assert tier.actor.health().limit == int(grown * 0.7)
+
+
+@timed
+async def test_what_waits_for_the_pace_goes_elsewhere_when_its_patience_ends() -> None:
+    """A refusal without a time paces the calls; who may not wait is given back, who may gets through."""
+    async with serving(Script(latency_s=0.01)) as tier:
+        tier.script.lines.extend([OK] * 30 + [limited()] * 10)
+        everything = await asyncio.gather(*tier.calls(200, rate_s=100.0))
+        assert kinds(everything).count("ok") == 200 - kinds(everything).count("rate_limited")
+        hasty, patient = tier.calls(2000, rate_s=0.5), tier.calls(5, rate_s=100.0)
+        assert "rate" in kinds(await asyncio.gather(*hasty))
+        assert kinds(await asyncio.gather(*patient)) == ["ok"] * 5
 
 
 @timed

@@ -48,7 +48,7 @@ class Fleet:
 
     def end(self, call: tuple[Upstream, Permit], done: Answer | Failure = ANSWERED) -> None:
         upstream, permit = call
-        outcome = upstream.learn(done, PATH, self.now, self.probing)
+        outcome = upstream.learn(done, PATH, self.now, self.now, self.probing)
         said = done.message if isinstance(done, Failure) else ""
         self.balancer.settle(upstream, permit, outcome, self.now, 0.1, said)
 
@@ -149,7 +149,7 @@ def test_one_that_asks_for_a_pause_is_left_alone_for_it(fleet: Fleet) -> None:
     fleet.fail(2, "rate_limited", retry_after_s=9.0)
     assert fleet.choose() == Refusal("cooling", 5.0)
     fleet.now += 5.0
-    assert fleet.goes_to() == {1}
+    assert fleet.goes_to(1) == {1}
 
 
 def test_one_that_refuses_the_key_is_out_for_a_while(fleet: Fleet) -> None:
