@@ -139,11 +139,12 @@ def plain(text: str, limit: int = 300) -> str:
 
 def _to_check(tier: TierSettings, kind: str) -> str:
     """What a person should look at when a tier is out. The NAME of the key's variable, never what it holds."""
+    again = f"asked again every {tier.breaker.recovery_timeout_s:g} s"
     if kind == "not_found":
         address = tier.base_url[0].partition("?")[0]  # a query may hold a key
-        return f"check that {address} serves the model {plain(tier.model, 80)}; it is asked again now and then"
+        return f"check that {address} serves the model {plain(tier.model, 80)}; {again}"
     key = f"the key in {tier.api_key_env}" if tier.api_key_env else "api_key_env, which is not set,"
-    return f"check {key} and the account behind it; the tier is asked again now and then"
+    return f"check {key} and the account behind it; {again}"
 
 
 class _Watch:

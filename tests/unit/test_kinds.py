@@ -8,7 +8,7 @@ from actors.kinds import KINDS
 from actors.messages import FailureKind
 from actors.tier.rules import RULES, UNFINISHED
 
-OF_A_REQUEST = {"all_tiers_exhausted", "no_tier", "deadline", "runaway_loop", "invalid_output"}
+OF_A_REQUEST = {"all_tiers_exhausted", "no_tier", "deadline", "runaway_loop", "invalid_output", "broken_stream"}
 
 
 def test_every_kind_an_attempt_can_end_in_has_its_line() -> None:

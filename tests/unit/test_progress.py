@@ -362,7 +362,7 @@ def test_a_tier_that_is_out_is_told_once_with_what_to_check() -> None:
         watch.look(0.0)
     assert stage.told == [
         "premium (gpt-4o) is out: HTTP 401: [31mbad [red] key; check api_key_env, which is not set, and the account "
-        "behind it; the tier is asked again now and then",
+        "behind it; asked again every 30 s",
         "premium (gpt-4o) is in again",
     ]
     stage.told.clear()
@@ -370,7 +370,7 @@ def test_a_tier_that_is_out_is_told_once_with_what_to_check() -> None:
     watch.look(1.0)
     assert stage.told == [
         "premium (gpt-4o) is out: HTTP 404, model_not_found; check that http://127.0.0.1:1 serves the model gpt-4o; "
-        "it is asked again now and then"
+        "asked again every 30 s"
     ]
 
 
@@ -384,7 +384,7 @@ def test_a_path_that_a_tier_does_not_have_is_told_once() -> None:
         watch.look(0.0)
     assert stage.told == [
         "premium (gpt-4o) does not take these calls: HTTP 404, the model is not there: no gpt-4o; check that "
-        "http://127.0.0.1:1 serves the model gpt-4o; it is asked again now and then",
+        "http://127.0.0.1:1 serves the model gpt-4o; asked again every 30 s",
         "premium (gpt-4o) takes all calls again",
     ]
 
