@@ -203,7 +203,7 @@ PROCESS = (
         again=True,
         slow=True,
         env={"RAY_gcs_rpc_server_reconnect_timeout_s": "5"},
-        **LONG | {"rows": 3000},
+        **LONG | {"rows": 2500, "mock": {"latency": 0.5}},
     ),
 )
 
@@ -229,7 +229,7 @@ MACHINE = (
         rows=1000,
         exit=(0, 1, 3, 4),
         again=True,
-        says=("database or disk is full",),
+        says=("the ledger's store cannot be written",),
         slow=True,
     ),
     Fault(
