@@ -440,6 +440,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="leave the files, and say where they are")
     options = parser.parse_args(arguments)
     console = Console()
+    # Or whoever ends this would leave the job behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with contextlib.ExitStack() as stack:
         if options.keep:
             folder = tempfile.mkdtemp(prefix="rcs")

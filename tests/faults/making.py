@@ -23,6 +23,7 @@ __all__ = [
     "address",
     "both",
     "clock_stepped",
+    "disk_filled",
     "disk_of",
     "few_files",
     "gossips",
@@ -284,6 +285,14 @@ def disk_of(scene: Scene, size: str, holds: str) -> Iterator[None]:
     except BaseException:
         subprocess.run(["umount", "-l", str(disk)], check=False)
         raise
+
+
+def disk_filled(scene: Scene) -> None:
+    """In mid-run something else takes all that was left on the disk."""
+    scene.until_written(100)
+    with contextlib.suppress(OSError), (scene.job.folder / "disk" / "filler").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
 
 
 def clock_stepped(seconds: int) -> Act:

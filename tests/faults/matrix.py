@@ -203,7 +203,7 @@ PROCESS = (
         again=True,
         slow=True,
         env={"RAY_gcs_rpc_server_reconnect_timeout_s": "5"},
-        **LONG | {"rows": 3000},
+        **LONG | {"rows": 2500, "mock": {"latency": 0.5}},
     ),
 )
 
@@ -225,12 +225,13 @@ MACHINE = (
     Fault(
         "disk-full-for-the-ledger",
         "machine",
-        around=partial(make.disk_of, size="200k", holds="state"),
-        rows=1000,
+        around=partial(make.disk_of, size="1m", holds="state"),
+        act=make.disk_filled,
         exit=(0, 1, 3, 4),
         again=True,
-        says=("database or disk is full",),
+        says=("the ledger's store cannot be written",),
         slow=True,
+        **LONG,
     ),
     Fault(
         "no-files-for-the-tier",
