@@ -82,13 +82,13 @@ class Cluster:
         await asyncio.to_thread(_connect, address)
         cluster = cls(config, f"{kind}-{uuid4().hex[:8]}", embedded)
         try:
-            await cluster._make_actors(prices, config.router.replicas if routers is None else routers)
+            await cluster._make_actors(prices, routers)
         except BaseException:
             await cluster.close()
             raise
         return cluster
 
-    async def _make_actors(self, prices: dict[str, Price], count: int) -> None:
+    async def _make_actors(self, prices: dict[str, Price], routers: int | None = None) -> None:
         config = self._config
         # Imported here, since a router's process imports this module too and has no use for the openai package.
         from actors.tier.actor import TierActor
@@ -105,10 +105,10 @@ class Cluster:
         for tier in config.tiers:
             for index in range(tier.replicas):
                 self._make(f"tier/{tier.name}/{index}", TierActor, tier)
-        for index in range(count):
+        for index in range(config.router.replicas if routers is None else routers):
             self._make(f"router/{index}", RouterActor, partial(self.router_maker(prices), f"router/{index}"))
-        routers = [name for name in self.handles if name.startswith("router/")]
-        await asyncio.gather(*(self._ask(name, "open", timeout_s=READY_TIMEOUT_S) for name in routers))
+        made = [name for name in self.handles if name.startswith("router/")]
+        await asyncio.gather(*(self._ask(name, "open", timeout_s=READY_TIMEOUT_S) for name in made))
 
     def router_maker(self, prices: dict[str, Price]) -> Callable[..., Router]:
         """What builds a Router, given its name, in whichever process of the cluster calls it; see `_make_router`."""

@@ -24,7 +24,7 @@ from actors.tier.transport import Reply, Streamed, Transport, TransportError, le
 
 __all__ = ["follow", "stream_call"]
 
-LEAVE_S = 0.02
+LEAVE_S = 0.1
 """How long the end of a finished answer's body may take before its connection is given up: its caller waits meanwhile."""
 
 Say = Callable[[list[Chunk]], object]
