@@ -14,11 +14,16 @@ So most of the time goes by just below what was refused, and probes are gentle a
 - Larger paces grow relatively slower (by the root), and are refused more often: two who share meet.
 - After a server error it does not grow for HOLD_S.
 - A pace that has held nothing back for FORGET_S is forgotten.
+- Refusals that a slower pace does not make rarer have other reasons. When CUTS of them, none later than RETURN_S, have slowed it
+  down to HALF and the calls answered between two have not become more, it is forgotten and none is learned for CHANCE_S,
+  then twice as long. Below a rate limit nothing is refused, so at a real one the calls in between grow without bound.
 
 Pure: `now` is monotonic seconds.
 """
 
 import math
+from collections import deque
+from typing import NamedTuple
 
 from actors.tier.advice import Advice
 
@@ -44,8 +49,20 @@ LOOK_S = 1.0
 IDLE = 0.03
 SHUT_FIRST_S, SHUT_MOST_S = 0.5, 10.0
 """An endpoint that refuses everything without a word is asked after pauses that double from the one to the other."""
+CUTS = 8
+HALF = 0.5
+MORE = 1.5
+"""Times as many calls between refusals as before are taken for an effect of the slower pace."""
+CHANCE_S, CHANCE_MOST_S = 30.0, 480.0
 LEAST_PER_S, MOST_PER_S = 4.0, 1e6
 """Where the search begins at least, and where no pace matters any more."""
+
+
+class _Cut(NamedTuple):
+    rate: float
+    """The pace that was refused."""
+    answered: int
+    """Calls that succeeded since the cut before."""
 
 
 class Pace:
@@ -57,8 +74,10 @@ class Pace:
         self._searching = False
         self._low = self._peak = self._age_s = 0.0
         self._cut_at = self._resumes_at = self._bound_at = self._hold_until = float("-inf")
-        self._accepted = True
-        """Whether a call was answered since the last cut."""
+        self._answered = 1
+        """Calls that succeeded since the last cut."""
+        self._cuts: deque[_Cut] = deque(maxlen=CUTS)
+        self._chance_s, self._chance_until = CHANCE_S, float("-inf")
         self._shut_s = 0.0
         self.binds = False
         self._idle_s = 0.0
@@ -106,11 +125,11 @@ class Pace:
         if self.binds:
             self._bound_at = now
         elif now - self._bound_at > FORGET_S:
-            self._learned = None
+            self._forget()
         self._idle_s, self._look_at = 0.0, now + LOOK_S
 
     def succeeded(self) -> None:
-        self._accepted = True
+        self._answered += 1
         self._shut_s = 0.0
 
     def failed(self, now: float) -> None:
@@ -122,7 +141,7 @@ class Pace:
         if sent_at < self._resumes_at or now < self._cut_at + MOMENT_S:
             self._resumes_at = max(self._resumes_at, until)
         else:
-            if not self._accepted and not retry_after_s:
+            if not self._answered and not retry_after_s:
                 self._shut_s = min(SHUT_MOST_S, max(SHUT_FIRST_S, 2.0 * self._shut_s))
                 until = now + self._shut_s
             self._cut(now)
@@ -132,20 +151,43 @@ class Pace:
 
     def _cut(self, now: float) -> None:
         learned = self._learned
+        if learned is not None and self._answered:
+            if self._age_s > RETURN_S:
+                self._cuts.clear()
+            self._cuts.append(_Cut(learned, self._answered))
+            if self._in_vain():
+                self._forget()
+                self._chance_until = now + self._chance_s
+                self._chance_s = min(CHANCE_MOST_S, 2.0 * self._chance_s)
+        if now < self._chance_until:
+            self._answered, self._cut_at = 0, now
+            return
         if learned is None:
             recent = self._sent_now + self._sent_before * max(0.0, 1.0 - (now - self._second))
             self._peak = max(LEAST_PER_S, recent)
             self._searching = self._began is None or now - self._began < SOON_S
             self._low = self._peak if self._searching else KEPT * self._peak
-        elif self._accepted:
+        elif self._answered:
             self._searching = False
             self._peak = PEAK * learned
             self._low = learned * (CUT_AGAIN if now - self._resumes_at < SOON_S else KEPT)
         self._learned = self._low
         self._age_s = 0.0
-        self._accepted = False
+        self._answered = 0
         self._cut_at = self._bound_at = now
         self._free_at = now + 1.0 / self._low
+
+    def _in_vain(self) -> bool:
+        """Whether the last cuts slowed the calls down and left the refusals as frequent as they were."""
+        cuts = list(self._cuts)
+        if len(cuts) < CUTS or cuts[-1].rate > HALF * cuts[0].rate:
+            return False
+        before, after = (sum(cut.answered for cut in half) for half in (cuts[: CUTS // 2], cuts[CUTS // 2 :]))
+        return after <= MORE * before
+
+    def _forget(self) -> None:
+        self._learned = None
+        self._cuts.clear()
 
     def _aged(self) -> float:
         """The pace at its age."""

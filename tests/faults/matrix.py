@@ -50,8 +50,7 @@ ENDPOINT = (
     Fault("status-529", "endpoint", mock={"status": 529}, calls=OPEN, known=True, slow=True),
     Fault("status-429", "endpoint", mock=_share(429), calls=OPEN, known=True, slow=True),
     Fault("status-429-retry-after", "endpoint", mock=_share(429, retry_after_s=1), calls=OPEN, known=True),
-    # Refusals that have nothing to do with the pace: `concurrency: auto` takes them for a rate limit and goes too slowly.
-    Fault("status-429-some", "endpoint", mock=_share(429, 0.3, retry_after_s=0.2), known=True, second=None, slow=True),
+    Fault("status-429-some", "endpoint", mock=_share(429, 0.3, retry_after_s=0.2), known=True, second=None),
     Fault("status-401", "endpoint", mock={"status": 401}, calls=OPEN, known=True),
     Fault("model-vanished", "endpoint", mock=_share(404, code="model_not_found"), calls=OPEN, known=True, slow=True),
     Fault("some-500s", "endpoint", mock=_share(500, 0.2), known=True, slow=True),

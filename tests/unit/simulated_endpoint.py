@@ -39,6 +39,8 @@ class Endpoint(NamedTuple):
     headers: bool = False
     errors: float = 0.0
     """Share of calls that end in a 500."""
+    refusals: float = 0.0
+    """Share of calls that are refused whatever the pace."""
 
 
 class Caller(NamedTuple):
@@ -111,6 +113,9 @@ def simulate(endpoint: Endpoint, callers: Sequence[Caller], seconds: float, seed
     def arrive(who: int, now: float) -> None:
         nonlocal busy
         headers: dict[str, str] = {}
+        if endpoint.refusals and chance.random() < endpoint.refusals:
+            at(now + 0.002, lambda t: end(who, now, 429, headers, t))
+            return
         if bucket is not None:
             admitted, headers = bucket.take(now)
             if not admitted:
