@@ -5,7 +5,7 @@ import concurrent.futures
 import hashlib
 import http.client
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -183,11 +183,33 @@ def test_who_leaves_stops_the_call(client: openai.OpenAI, mock: MockProcess) -> 
     stream.close()
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=3).chat.completions.create(model="sleepy", messages=words("too long"))
-    until = time.monotonic() + 10
-    while mock.stats()["total"]["abandoned"] < 2 and time.monotonic() < until:
-        time.sleep(0.05)
-    total = mock.stats()["total"]
-    assert (total["abandoned"], total["in_flight"]) == (2, 0)
+    wait_until(lambda: mock.stats()["total"]["abandoned"] == 2)
+    assert mock.stats()["total"]["in_flight"] == 0
+
+
+def test_whoever_hangs_up_while_waiting_is_noticed(gateway: GatewayProcess, mock: MockProcess) -> None:
+    """However the request arrived: most clients send head and body in packets of their own."""
+    mock.reset()
+    for number in range(10):
+        body = orjson.dumps({"model": "sleepy", "messages": words(f"hanging up {number}")})
+        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+        connection.putrequest("POST", "/v1/chat/completions")
+        connection.putheader("authorization", f"Bearer {KEY}")
+        connection.putheader("content-length", str(len(body)))
+        connection.endheaders()
+        time.sleep(0.005)
+        connection.send(body)
+        wait_until(lambda number=number: mock.stats()["total"]["requests"] > number)  # type: ignore[misc]
+        connection.close()
+    wait_until(lambda: mock.stats()["total"]["abandoned"] == 10)
+    assert mock.stats()["total"]["in_flight"] == 0
+
+
+def wait_until(true: Callable[[], bool], most_s: float = 10.0) -> None:
+    until = time.monotonic() + most_s
+    while not true() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert true()
 
 
 async def test_many_streams_at_once_are_not_mixed_up(gateway: GatewayProcess, mock: MockProcess) -> None:
