@@ -48,8 +48,8 @@ check: $(TEST)
 	@$(BIN)/lint-imports
 
 test: check
-	@echo "== all tests (pytest, two processes: most of them wait for Ray)"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
+	@echo "== all tests (pytest, two processes: the long ones wait for Ray, and come first)"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 fast: $(TEST)
 	@$(BIN)/python -m pytest tests/unit
