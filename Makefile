@@ -18,7 +18,7 @@ DEPENDENCIES := pyproject.toml constraints.txt
 PEER := build/peers/litellm/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test fast faults prove bench overspend capacity tail soak clean
+.PHONY: help demo check test fast faults prove bench guards overspend capacity tail soak clean
 
 help:
 	@echo "make demo    set up .venv and run a job of 400 rows against three mock tiers, into demo-out/"
@@ -28,6 +28,7 @@ help:
 	@echo "make faults  the whole fault matrix, every row of tests/faults/matrix.py (make test runs the quick ones)"
 	@echo "make prove   run COUNT (1,000,000) simulated histories of faults from seed FIRST (0) on: no overspend, no leak"
 	@echo "make bench   measure the throughput on this machine"
+	@echo "make guards   what budgets, coalescing and metrics cost of it"
 	@echo "make overspend   the same budget and demand against Raycade and LiteLLM, which gets an environment of its own"
 	@echo "make tail    a batch on an endpoint with stragglers, with and without hedging"
 	@echo "make soak    a job of MINUTES (30) with a fault every 20 s: is anything lost, do memory and open files grow?"
@@ -64,6 +65,9 @@ prove: $(TEST)
 
 bench: $(BASE)
 	@$(BIN)/python -m benchmarks.overhead
+
+guards: $(BASE)
+	@$(BIN)/python -m benchmarks.guards
 
 overspend: $(BASE) $(PEER)
 	@$(BIN)/python -m benchmarks.overspend

@@ -8,6 +8,7 @@ hits neighbours alike. Nothing is asserted: the aims are printed beside what was
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +28,7 @@ from rich.table import Table
 
 from runtime.mock.process import MockProcess
 
-__all__ = ["main"]
+__all__ = ["Bench", "main", "ratio", "spread"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT_BYTES = 500
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="raycade-bench-") as folder:
-        bench = _Bench(Path(folder), options, console)
+        bench = Bench(Path(folder), options, console)
         report = bench.report()
     console.print()
     _print(report, console)
@@ -86,7 +87,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-class _Bench:
+class Bench:
     """One run of the benchmark, in a folder that goes away."""
 
     def __init__(self, folder: Path, options: argparse.Namespace, console: Console) -> None:
@@ -100,15 +101,14 @@ class _Bench:
         options = self._options
         few = max(options.rows // OPENAI_SHARE, min(options.rows, 2 * max(CONNECTIONS)))
         began = datetime.now(UTC)
-        with MockProcess("ok", latency_s=options.latency or None) as mock:
-            self._url = mock.url
+        with self.endpoint():
             tried = {"aiohttp": self._choose("aiohttp", few), "openai": self._choose("openai", few)}
             rows = {"aiohttp": options.rows, "openai": few, "raycade": options.rows}
             runs: dict[str, list[Run]] = {name: [] for name in rows}
             for round_ in range(options.rounds):
                 for name in runs:
                     settings = tried[name][0]["settings"] if name in tried else {}
-                    run = self._run(name, rows[name], settings, f"round {round_ + 1} of {options.rounds}")
+                    run = self.run(name, rows[name], settings, f"round {round_ + 1} of {options.rounds}")
                     runs[name].append(run)
         chosen = {name: trials[0]["settings"] for name, trials in tried.items()}
         return {
@@ -122,7 +122,7 @@ class _Bench:
             },
             "loops": {"chosen": chosen, "tried": tried},
             "clients": {name: _summary(of_one) for name, of_one in runs.items()},
-            "ratios": {name: _ratio(runs["raycade"], runs[name]) for name in AIMS},
+            "ratios": {name: ratio(runs["raycade"], runs[name]) for name in AIMS},
             "aims": AIMS,
             "runs": runs,
         }
@@ -134,13 +134,22 @@ class _Bench:
         best = [0.0] * len(trials)
         for _ in range(1 if self._options.quick else TRIES):  # a disturbance then seldom decides
             for number, settings in enumerate(trials):
-                run = self._run(name, rows, settings, f"trying {_shown(settings)}")
+                run = self.run(name, rows, settings, f"trying {_shown(settings)}")
                 best[number] = max(best[number], run["rows_per_s"])
         ranked = sorted(zip(best, range(len(trials)), strict=True), reverse=True)
         return [{"settings": trials[number], "rows_per_s": rate} for rate, number in ranked]
 
-    def _run(self, name: str, rows: int, settings: Mapping[str, Any], what: str) -> Run:
-        """One client, one process, one result."""
+    @contextlib.contextmanager
+    def endpoint(self) -> Iterator[None]:
+        """The mock that all runs ask."""
+        with MockProcess("ok", latency_s=self._options.latency or None) as mock:
+            self._url = mock.url
+            yield
+
+    def run(
+        self, name: str, rows: int, settings: Mapping[str, Any], what: str, without: Mapping[str, Any] | None = None
+    ) -> Run:
+        """One client, one process, one result. `without`: sections that replace those of raycade's configuration."""
         options = self._options
         asked = {
             "url": self._url,
@@ -149,7 +158,7 @@ class _Bench:
             "rows": rows + options.warmup,
             "warmup": options.warmup,
             "window": options.window,
-            "config": str(self._config()),
+            "config": str(self._config(without or {})),
             **settings,
         }
         load = os.getloadavg()[0]
@@ -176,7 +185,7 @@ class _Bench:
                 file.writelines(_row(number, chance) for number in range(rows))
         return path
 
-    def _config(self) -> Path:
+    def _config(self, without: Mapping[str, Any]) -> Path:
         """Every guard on: limits that are counted but never reached, coalescing, the breaker; two actors in one tier."""
         path = self._folder / "raycade.yaml"
         tier = {
@@ -192,7 +201,7 @@ class _Bench:
             "tokens": {"per_request": 1e6, "per_hour": 1e12, "per_day": 1e12},
             "usd": {"per_request": 1e3, "per_hour": 1e8, "per_day": 1e8},
         }
-        config = {"state_dir": str(self._folder / "state"), "tiers": [tier], "budget": limits}
+        config = {"state_dir": str(self._folder / "state"), "tiers": [tier], "budget": limits, **without}
         path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
         return path
 
@@ -214,20 +223,20 @@ def _path() -> str:
 
 def _summary(runs: Sequence[Run]) -> dict[str, Any]:
     return {
-        name: _spread(run[name] for run in runs)
+        name: spread(run[name] for run in runs)
         for name in ("rows_per_s", "cpu_us_per_row", "start_s", "end_s")
         if name in runs[0]
     } | {"rows": runs[0]["rows"]}
 
 
-def _spread(values: Iterable[float]) -> dict[str, float]:
+def spread(values: Iterable[float]) -> dict[str, float]:
     ordered = sorted(values)
     return {"median": statistics.median(ordered), "least": ordered[0], "most": ordered[-1]}
 
 
-def _ratio(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[str, float]:
+def ratio(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[str, float]:
     """Of rows/s, round by round."""
-    return _spread(our["rows_per_s"] / their["rows_per_s"] for our, their in zip(ours, theirs, strict=True))
+    return spread(our["rows_per_s"] / their["rows_per_s"] for our, their in zip(ours, theirs, strict=True))
 
 
 def _machine() -> dict[str, Any]:
@@ -291,14 +300,14 @@ def _print(report: Mapping[str, Any], console: Console) -> None:
             if chosen
             else f"{name} (all guards, 2 tier actors, {options['window']:,} rows)"
         )
-        ratio = report["ratios"].get(name)
+        times = report["ratios"].get(name)
         table.add_row(
             label,
             f"{client['rows_per_s']['median']:,.0f}",
             _between(client["rows_per_s"]),
             f"{client['cpu_us_per_row']['median']:,.0f}",
-            f"{ratio['median']:.2f} of it" if ratio else "",
-            _between(ratio, 2) if ratio else "",
+            f"{times['median']:.2f} of it" if times else "",
+            _between(times, 2) if times else "",
         )
     console.print(table)
     _print_roles(report, console)
