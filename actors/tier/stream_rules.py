@@ -22,7 +22,7 @@ from actors.tier.classify import Whole, classify_error, classify_reply
 from actors.tier.transport import TransportError
 from actors.tier.usage import reported_usage
 
-__all__ = ["USAGE_GRACE_S", "Broken", "Complete", "Delta", "StreamReader", "ask_usage", "is_stream"]
+__all__ = ["USAGE_GRACE_S", "Broken", "Complete", "Delta", "StreamReader", "as_delta", "ask_usage", "is_stream"]
 
 USAGE_GRACE_S: Final = 1.0
 MAX_MALFORMED: Final = 3
@@ -302,6 +302,24 @@ def ask_usage(body: bytes) -> tuple[bytes, bool]:
     if asked:
         return body, True
     return _dumped({**request, "stream_options": {**(options or {}), "include_usage": True}}) or body, False
+
+
+def as_delta(body: bytes, usage_for_caller: bool) -> tuple[bytes, str]:
+    """A whole answer as the one event of a stream, and its text if it has one choice."""
+    value = orjson.loads(body)
+    text = ""
+    for choice in value["choices"]:
+        if "message" in choice:
+            choice["delta"] = choice.pop("message")
+            text = choice["delta"].get("content") or ""
+            for index, call in enumerate(choice["delta"].get("tool_calls") or ()):
+                call["index"] = index  # by which a stream's reader puts them together
+        else:
+            text = choice.get("text") or ""
+    value["object"] = {"chat.completion": "chat.completion.chunk"}.get(value.get("object"), value.get("object"))
+    if not usage_for_caller:
+        value.pop("usage", None)
+    return orjson.dumps(value), text if len(value["choices"]) == 1 else ""
 
 
 def _without_usage(event: dict[str, Any], data: bytes) -> bytes:

@@ -14,12 +14,19 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-import orjson
-
 from actors.messages import Answer, Chunk, Failure, Streaming, StreamTerms, TierCall
 from actors.tier.classify import Whole, classify_error, classify_reply
 from actors.tier.sse import EventParser
-from actors.tier.stream_rules import USAGE_GRACE_S, Broken, Complete, Delta, StreamReader, ask_usage, is_stream
+from actors.tier.stream_rules import (
+    USAGE_GRACE_S,
+    Broken,
+    Complete,
+    Delta,
+    StreamReader,
+    as_delta,
+    ask_usage,
+    is_stream,
+)
 from actors.tier.transport import Reply, Streamed, Transport, TransportError, leave, read_whole
 
 __all__ = ["follow", "stream_call"]
@@ -81,25 +88,9 @@ def _whole(
     outcome = classify_reply(reply.status, reply.headers, reply.body, call.path, time.time(), secrets)
     if not isinstance(outcome, Whole):
         return outcome._replace(endpoint=endpoint)
-    say([Chunk(*_as_delta(reply.body, usage_for_caller))])
+    say([Chunk(*as_delta(reply.body, usage_for_caller))])
     streaming = Streaming(took_s, len(reply.body), 1, 0)
     return Answer(b"", reply.status, outcome.usage, outcome.model, took_s, endpoint, streaming)
-
-
-def _as_delta(body: bytes, usage_for_caller: bool) -> tuple[bytes, str]:
-    """A whole answer as the one event of a stream, and its text if it has one choice."""
-    value = orjson.loads(body)
-    text = ""
-    for choice in value["choices"]:
-        if "message" in choice:
-            choice["delta"] = choice.pop("message")
-            text = choice["delta"].get("content") or ""
-        else:
-            text = choice.get("text") or ""
-    value["object"] = {"chat.completion": "chat.completion.chunk"}.get(value.get("object"), value.get("object"))
-    if not usage_for_caller:
-        value.pop("usage", None)
-    return orjson.dumps(value), text if len(value["choices"]) == 1 else ""
 
 
 async def follow(
