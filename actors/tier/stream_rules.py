@@ -13,7 +13,7 @@ When a stream is at its end:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import orjson
 
@@ -84,6 +84,8 @@ class StreamReader:
         "malformed",
         "model",
     )
+
+    _END: ClassVar[str] = "a finish_reason"
 
     def __init__(
         self,
@@ -212,7 +214,7 @@ class StreamReader:
     def finish(self) -> Complete | Broken:
         """The stream is at its end: `[DONE]` came, it is `over`, or its body ended in good order."""
         if self._failure is None and (self._open or not self._seen):
-            what = "with no answer in it" if not self._seen else "without a finish_reason"
+            what = "with no answer in it" if not self._seen else f"without {self._END}"
             self._fail(Failure("malformed", f"the answer was cut short: the stream ended {what}"))
         if self._failure is not None:
             return Broken(self._failure)

@@ -12,10 +12,11 @@ said as a single delta.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from actors.messages import Answer, Chunk, Failure, Streaming, StreamTerms, TierCall
 from actors.tier.classify import Whole, classify_error, classify_reply
+from actors.tier.response_events import ResponseReader, as_events, is_responses
 from actors.tier.sse import EventParser
 from actors.tier.stream_rules import (
     USAGE_GRACE_S,
@@ -35,15 +36,28 @@ LEAVE_S = 0.1
 """How long the end of a finished answer's body may take before its connection is given up: its caller waits meanwhile."""
 
 Say = Callable[[list[Chunk]], object]
+Advised = Callable[[Mapping[str, str]], object]
 
 
 async def stream_call(
-    transport: Transport, call: TierCall, terms: StreamTerms, endpoint: int, secrets: Sequence[str], say: Say
+    transport: Transport,
+    call: TierCall,
+    terms: StreamTerms,
+    endpoint: int,
+    secrets: Sequence[str],
+    say: Say,
+    advised: Advised = lambda headers: None,
 ) -> Answer | Failure:
-    """Make a streamed call. `say` gets the chunks of each read. Cancelling closes the connection."""
+    """Make a streamed call. `say` gets the chunks of each read, `advised` the reply's headers. Cancelling closes the
+    connection."""
     began = time.monotonic()
-    body, usage_for_caller = ask_usage(call.body)
-    reader = StreamReader(call.path, terms.choices, usage_for_caller, True, secrets)
+    reader: StreamReader
+    if is_responses(call.path):
+        body, usage_for_caller = call.body, True
+        reader = ResponseReader(call.path, secrets)
+    else:
+        body, usage_for_caller = ask_usage(call.body)
+        reader = StreamReader(call.path, terms.choices, usage_for_caller, True, secrets)
     first_s = min(call.timeout_s, terms.first_token_timeout_s)
     status, first_token_s = 0, 0.0
     held: list[Chunk] = []
@@ -52,6 +66,7 @@ async def stream_call(
         async with asyncio.timeout(call.timeout_s):
             streamed = await transport.stream(call.path, body, first_s, terms.stall_timeout_s)
             status = streamed.status
+            advised(streamed.headers)
             if not is_stream(status, streamed.headers):
                 reply = await read_whole(streamed, first_s)
                 return _whole(reply, call, endpoint, secrets, usage_for_caller, time.monotonic() - began, say)
@@ -88,7 +103,10 @@ def _whole(
     outcome = classify_reply(reply.status, reply.headers, reply.body, call.path, time.time(), secrets)
     if not isinstance(outcome, Whole):
         return outcome._replace(endpoint=endpoint)
-    say([Chunk(*as_delta(reply.body, usage_for_caller))])
+    if is_responses(call.path):
+        say([Chunk(event, "") for event in as_events(reply.body)])
+    else:
+        say([Chunk(*as_delta(reply.body, usage_for_caller))])
     streaming = Streaming(took_s, len(reply.body), 1, 0)
     return Answer(b"", reply.status, outcome.usage, outcome.model, took_s, endpoint, streaming)
 

@@ -29,6 +29,7 @@ from runtime.gateway.asks import CONTENT, Asks
 from runtime.gateway.errors import HttpError, error_body, of_failure
 from runtime.gateway.keys import Key, KeyRing
 from runtime.gateway.limits import Gate
+from runtime.gateway.response_events import OutgoingEvents
 from runtime.gateway.sse import Outgoing, StreamResponse
 
 __all__ = ["Answering", "GatewayApp"]
@@ -171,7 +172,7 @@ class GatewayApp:
     async def _stream(self, http: Request, request: RouterRequest, key: Key) -> Response | StreamResponse:
         """The status is chosen when the first words are there, or when there will be none."""
         self._gate.enter_stream(key)
-        outgoing = Outgoing()
+        outgoing = OutgoingEvents() if request.path == "/responses" else Outgoing()
         response: StreamResponse | None = None
         call: asyncio.Task[Result | Failure] | None = None
         try:
