@@ -318,7 +318,8 @@ def as_delta(body: bytes, usage_for_caller: bool) -> tuple[bytes, str]:
                 call["index"] = index  # by which a stream's reader puts them together
         else:
             text = choice.get("text") or ""
-    value["object"] = {"chat.completion": "chat.completion.chunk"}.get(value.get("object"), value.get("object"))
+    if any("delta" in choice for choice in value["choices"]):
+        value["object"] = "chat.completion.chunk"
     if not usage_for_caller:
         value.pop("usage", None)
     return orjson.dumps(value), text if len(value["choices"]) == 1 else ""
