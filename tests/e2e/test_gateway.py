@@ -519,13 +519,10 @@ def test_a_response_is_streamed(client: openai.OpenAI) -> None:
 
 
 def test_a_response_that_breaks_off_is_an_error(client: openai.OpenAI) -> None:
-    """Before its first words the next tier answers; after them there is no way to go on, and nobody takes it for whole."""
+    """There is no way to go on with another tier, and nobody takes it for whole: the package raises."""
     stream = client.responses.create(model="cut", input="break in the middle", stream=True)
     heard: list[str] = []
     with pytest.raises(openai.APIError, match="broke off"):
         heard.extend(event.type for event in stream)
     assert "response.output_text.delta" in heard
     assert "response.completed" not in heard
-    with client.responses.stream(model="dead", input="from the dead") as helped:
-        events = [event.type for event in helped]
-    assert events.count("response.created") == events.count("response.completed") == 1
