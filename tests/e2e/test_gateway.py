@@ -428,15 +428,8 @@ def test_a_trial_that_is_worse_stops_by_itself(client: openai.OpenAI, gateway: G
     assert "its answers were refused in" in now.history[-1].reason
     for number in range(5):
         client.chat.completions.create(**prompt("sort", f"after {number}"))
-    wait_for(lambda: "stopped the trial of sort@2" in raycade(gateway, "status"))
-    wait_for(lambda: "stopped the trial of sort@2" in gateway.said)
-
-
-def wait_for(true: Callable[[], bool], seconds: float = 15.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.2)
+    wait_until(lambda: "stopped the trial of sort@2" in raycade(gateway, "status"))
+    wait_until(lambda: "stopped the trial of sort@2" in gateway.said)
 
 
 # ---- metrics
@@ -481,7 +474,7 @@ def test_metrics_equal_what_callers_and_the_endpoint_have_seen(
         after.update(scraped(gateway))
         return more("raycade_attempts_total", kind="cancelled") >= 1
 
-    wait_for(all_told)
+    wait_until(all_told)
     assert more("raycade_requests_total", outcome="ok", tier="steady") == 6
     assert more("raycade_requests_total", outcome="ok", tier="slow") == 1
     assert more("raycade_coalesced_total") == more("raycade_requests_total", outcome="coalesced", tier="slow") == 1
