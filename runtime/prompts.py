@@ -205,14 +205,15 @@ class LivePrompts:
     """
 
     def __init__(self, folder: str) -> None:
-        """Raises ConfigError as `load_prompts` does: one does not start with prompts that are wrong."""
+        """Whoever starts a program checks with `load_prompts` first; a part of it that starts later, while somebody edits
+        a draft, goes without that."""
         self._root = Folder(folder)
         self._versions: dict[str, dict[int, PromptVersion]] = {}
         self._releases: dict[str, Release] = {}
         self._seen: dict[str, tuple[object, ...]] = {}
         self.trouble: dict[str, str] = {}
         """By prompt, what is wrong with its files at the moment."""
-        self._registry = load_prompts(folder)
+        self._registry = Registry({}, {})
         self.look()
 
     def registry(self) -> Registry:

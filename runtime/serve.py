@@ -127,10 +127,16 @@ def with_keys(config: Config) -> Config:
 
 
 def with_prompts(config: Config) -> Config:
-    """The configuration with the place of its prompts as every process knows it, if there are any. Raises ConfigError."""
+    """The configuration with the place of its prompts as every process knows it. Raises ConfigError, if it names one."""
     prompts = config.prompts
-    if os.path.isdir(prompts.dir) or "dir" in prompts.model_fields_set:
-        load_prompts(prompts.dir)
+    try:
+        if os.path.isdir(prompts.dir) or "dir" in prompts.model_fields_set:
+            load_prompts(prompts.dir)
+    except ConfigError as error:
+        if "dir" in prompts.model_fields_set:
+            raise
+        # A folder of this name may be somebody's own.
+        _say(f"raycade: {error}\nwhat is wrong there is not served as a prompt")
     prompts = prompts.model_copy(update={"dir": os.path.abspath(prompts.dir)})
     return config.model_copy(update={"prompts": prompts})
 

@@ -44,7 +44,7 @@ class _Trials(NamedTuple):
 
 
 class Prompts:
-    """One a replica. Raises ConfigError when made, if the prompts are wrong then; none at all is fine."""
+    """One a replica. A prompt that cannot be read is not served, and told in `trouble`; no folder at all is fine."""
 
     def __init__(self, settings: PromptSettings, replicas: int = 1) -> None:
         """`replicas`: among so many the chance of a wrong stop is shared out."""
@@ -62,16 +62,16 @@ class Prompts:
 
     @property
     def trouble(self) -> list[str]:
-        """What is wrong with files that were edited meanwhile."""
+        """What is wrong with files of prompts, as of the last request for each."""
         return [] if self._live is None else list(self._live.trouble.values())
 
     def rendered(self, ref: str, variables: Mapping[str, Any], unit: str | None) -> Rendered:
         """The body of a request for `NAME` or `NAME@VERSION`. Raises InputError with the field that is wrong."""
         try:
             name, pinned = parse_ref(ref)
-            live = self._open()
         except ConfigError as error:
             raise InputError("invalid_prompt", error.message, field="prompt") from None
+        live = self._open()
         if live is None:
             raise InputError("unknown_prompt", "no prompts are served here", field="prompt")
         live.look(name)
