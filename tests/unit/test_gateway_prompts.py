@@ -7,15 +7,17 @@ from typing import Any
 import orjson
 import pytest
 
+from actors.errors import ConfigError
 from actors.messages import Request
 from actors.settings import TierSettings
-from runtime.config import PromptSettings
+from runtime.config import Config, PromptSettings
 from runtime.gateway.asks import Asks
 from runtime.gateway.errors import HttpError
 from runtime.gateway.keys import Key
 from runtime.gateway.prompts import Prompts, Stopped
 from runtime.prompts import load_prompts
 from runtime.prompts_release import release, rollback
+from runtime.serve import with_prompts
 
 TIERS = [
     TierSettings.model_validate({"name": name, "model": f"m-{name}", "base_url": "http://x", "quality": quality})
@@ -239,3 +241,20 @@ def test_what_was_seen_of_a_version_stays_while_its_weight_grows(folder: Path) -
 def test_a_trial_goes_on_where_it_is_told_to_or_nobody_can_be_sure(folder: Path, trial: dict[str, Any]) -> None:
     release(str(folder), "p", 1, {2: 0.5}, "try")
     assert shares(*made(folder, **trial), most=200) == []
+
+
+# ---- where they are
+
+
+def test_a_gateway_starts_with_prompts_that_it_was_told_of_only_if_they_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that merely has the usual name is told of and no hindrance; every process gets the same place."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts" / "notes").mkdir(parents=True)
+    config = Config(tiers=TIERS)
+    assert with_prompts(config).prompts.dir == str(tmp_path / "prompts")
+    assert "has no version" in capsys.readouterr().err
+    for named in ("prompts", "nowhere"):
+        with pytest.raises(ConfigError, match="no version|no such folder"):
+            with_prompts(config.model_copy(update={"prompts": PromptSettings(dir=named)}))
