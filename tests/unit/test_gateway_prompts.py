@@ -256,5 +256,5 @@ def test_a_gateway_starts_with_prompts_that_it_was_told_of_only_if_they_are_righ
     assert with_prompts(config).prompts.dir == str(tmp_path / "prompts")
     assert "has no version" in capsys.readouterr().err
     for named in ("prompts", "nowhere"):
-        with pytest.raises(ConfigError, match="no version|no such folder"):
+        with pytest.raises(ConfigError, match=r"no version|no such folder"):
             with_prompts(config.model_copy(update={"prompts": PromptSettings(dir=named)}))
