@@ -94,14 +94,14 @@ class Tally:
     """Counts what ends at one door. `models`: the model of each tier, by the tier's name."""
 
     def __init__(self, source: str, models: Mapping[str, str]) -> None:
-        self._source = source
+        self.source = source
         self._sequence = 0
         self._models = models
         self._tiers: dict[str, _Tier] = {}
         self._requests: dict[tuple[str, str], int] = {}
         self._durations: dict[str, _Histogram] = {}
-        self._first_tokens: dict[str, _Histogram] = {}
         self._rare: dict[Key, int] = {}
+        self._rarer: dict[Key, _Histogram] = {}
         self._prompts: set[str] = set()
 
     def request(
@@ -125,6 +125,8 @@ class Tally:
             if histogram is None:
                 histogram = self._durations[outcome] = _Histogram()
             histogram.observe(seconds, request_id)
+        if prompt:
+            self.add(("prompt_requests", *self._version(prompt), outcome), 1)
         if attempts:
             self.attempts(attempts, path, prompt, request_id)
 
@@ -141,12 +143,20 @@ class Tally:
                 if histogram is None:
                     histogram = tier.by_path[path] = _Histogram()
                 histogram.observe(attempt.duration_s, request_id)
+                if attempt.first_token_s:
+                    self._observe(("first_token", tier.model), attempt.first_token_s, request_id)
+                if attempt.per_token_s:
+                    self._observe(("per_token", tier.model), attempt.per_token_s, request_id)
             tokens, usd_micros = attempt.booked
             if tokens or usd_micros:
                 used = attempt.prompt_tokens + attempt.completion_tokens
                 tier.prompt_tokens += attempt.prompt_tokens
                 tier.completion_tokens += attempt.completion_tokens
                 tier.booked_usd_micros += usd_micros
+                if prompt:
+                    version = self._version(prompt)
+                    self.add(("prompt_tokens", *version), tokens)
+                    self.add(("prompt_cost", *version), usd_micros)
                 if tokens > used:  # what nobody saw the usage of is booked whole
                     self.add(("unknown_tokens", tier.name), tokens - used)
                     self.add(("unknown_cost", tier.name), usd_micros)
@@ -154,13 +164,16 @@ class Tally:
                     self.add(("overrun_tokens", tier.name), attempt.overrun_tokens)
                     self.add(("overrun_cost", tier.name), attempt.overrun_usd_micros)
             if attempt.misfit:
-                self.add(("structured_failures", *self._version(prompt), tier.name), 1)
+                self.misfit(prompt, tier.name)
 
-    def first_token(self, model: str, seconds: float, request_id: str = "") -> None:
-        """The first token of a stream came."""
-        histogram = self._first_tokens.get(model)
+    def misfit(self, prompt: str, tier: str) -> None:
+        """An answer of the tier does not satisfy its request's schema."""
+        self.add(("structured_failures", *self._version(prompt), tier), 1)
+
+    def _observe(self, key: Key, seconds: float, request_id: str) -> None:
+        histogram = self._rarer.get(key)
         if histogram is None:
-            histogram = self._first_tokens[model] = _Histogram()
+            histogram = self._rarer[key] = _Histogram()
         histogram.observe(seconds, request_id)
 
     def add(self, key: Key, amount: int) -> None:
@@ -197,8 +210,8 @@ class Tally:
                 before = distributions.get(key)
                 distributions[key] = made if before is None else before.plus(made)
         distributions |= {("request_duration", outcome): _made(each) for outcome, each in self._durations.items()}
-        distributions |= {("first_token", model): _made(each) for model, each in self._first_tokens.items()}
-        return Totals(self._source, self._sequence, counters, distributions)
+        distributions |= {key: _made(each) for key, each in self._rarer.items()}
+        return Totals(self.source, self._sequence, counters, distributions)
 
     def _tier(self, name: str) -> _Tier:
         tier = self._tiers[name] = _Tier(name, self._models.get(name, NONE))

@@ -167,6 +167,10 @@ class Attempt(NamedTuple):
     overrun_usd_micros: int = 0
     misfit: bool = False
     """It answered, and the answer does not satisfy the request's schema."""
+    first_token_s: float = 0.0
+    """Of an answer that was streamed: from sending to the first part of it."""
+    per_token_s: float = 0.0
+    """And each token after that, on average."""
 
 
 class Result(NamedTuple):

@@ -105,11 +105,12 @@ app.add_typer(keys, name="keys")
 def keys_new(
     name: Annotated[str, typer.Argument(help="Whose key it is; its budget is the scope key:NAME.")],
     config: Annotated[str | None, typer.Option("-c", "--config", help="Default: raycade.yaml.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="It may read /metrics too.")] = False,
 ) -> None:
     """Make a key, print it once, and add its hash to gateway.keys_file."""
     from runtime.keys import new
 
-    raise typer.Exit(new(config, name))
+    raise typer.Exit(new(config, name, admin))
 
 
 @app.command()

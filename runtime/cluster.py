@@ -9,10 +9,10 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported: nothing is sent anywhere
@@ -34,13 +34,14 @@ from actors.lane import MAX_GAP_S, Lane, RayPeer
 from actors.messages import Request
 from actors.observer.scene import Report, Taken
 from actors.router.actor import RouterActor
+from actors.router.attempts import OnAttempt
 from actors.router.failures import FailureLog
 from actors.router.flow import Peers, Router
 from actors.settings import Price, ScopeSettings
 from runtime.config import Config
 from runtime.running import sums_file
 
-__all__ = ["Cluster"]
+__all__ = ["Cluster", "Watching"]
 
 NAMESPACE = "raycade"
 OBJECT_STORE_BYTES = 200 * 1024 * 1024
@@ -50,6 +51,14 @@ EMBEDDED = {"RAY_task_events_report_interval_ms": "0", "RAY_event_stats": "0"}
 """An embedded Ray has no dashboard, so nobody reads its record of every actor call, which costs a tenth of the CPU."""
 CLOSE_TIMEOUT_S = 8.0
 ASK_AGAIN_S = 0.25
+
+
+class Watching(NamedTuple):
+    """The observer and the ledger, as a gateway's replica reaches them. The calls raise what Ray raises."""
+
+    report: Callable[[Report], Awaitable[Taken]]
+    scrape: Callable[[str], Awaitable[tuple[bytes, str]]]
+    budget: Callable[[], Awaitable[Snapshot]]
 
 
 class Cluster:
@@ -114,6 +123,15 @@ class Cluster:
         """What builds a Router, given its name, in whichever process of the cluster calls it; see `_make_router`."""
         failures = FailureLog(os.path.abspath(self._config.state_dir))
         return partial(_make_router, self._prefix, self._config, prices, _digest(), failures)
+
+    def watching_maker(self) -> Callable[[], Watching] | None:
+        """What reaches the observer from whichever process of the cluster calls it; None: there is no observer."""
+        return partial(_watching, self._prefix) if "observer" in self.handles else None
+
+    async def observer(self) -> tuple[Taken, tuple[str, ...]]:
+        """Where metrics are served, and what gateways have to tell. Raises RaycadeError."""
+        found: tuple[Taken, tuple[str, ...]] = await self._ask("observer", "look", timeout_s=10.0)
+        return found
 
     def _make(self, name: str, plain: type, *args: object, **placed: object) -> None:
         options = {
@@ -224,10 +242,11 @@ def _make_router(
     failures: FailureLog,
     name: str,
     max_gap_s: float = MAX_GAP_S,
+    on_attempt: OnAttempt | None = None,
 ) -> Router:
     """Build a Router in the process that hosts it, from the names of the other actors. Raises ClusterError.
 
-    `max_gap_s`: of its lanes; small where somebody waits for every word.
+    `max_gap_s`, `on_attempt`: see Router.
     """
     _check_code(digest)
 
@@ -254,7 +273,26 @@ def _make_router(
         peers,
         failures,
         max_gap_s,
+        on_attempt,
     )
+
+
+def _watching(prefix: str) -> Watching:
+    observer, budget = (ray.get_actor(f"{prefix}/{name}", namespace=NAMESPACE) for name in ("observer", "budget"))
+
+    async def report(report: Report) -> Taken:
+        taken: Taken = await observer.report.remote(report)
+        return taken
+
+    async def scrape(accept: str) -> tuple[bytes, str]:
+        scraped: tuple[bytes, str] = await observer.scrape.remote(accept)
+        return scraped
+
+    async def show() -> Snapshot:
+        snapshot: Snapshot = await budget.show.remote()
+        return snapshot
+
+    return Watching(report, scrape, show)
 
 
 def _cancel(stream: Any) -> None:

@@ -83,8 +83,9 @@ class BodyEncoder:
         for name in LIMIT_FIELDS.get(path, ()):
             if name in body and body[name] is None:
                 del body[name]  # it would stand behind the tier's own limit, and lift it
-        # What is streamed is on its way before anybody could judge it: its format is the endpoint's affair.
-        schema, own = (b"", False) if terms.stream else _demand(path, body, terms.schema)
+        # What is streamed is on its way before anybody could judge it: its format is the endpoint's affair. Unless it is
+        # a registered prompt's: such an answer is judged first, and said in one piece (actors/router/whole.py).
+        schema, own = (b"", False) if terms.stream and not terms.schema else _demand(path, body, terms.schema)
         sent = body
         if schema:
             sent = {name: value for name, value in body.items() if name != "response_format"}
@@ -100,7 +101,7 @@ class BodyEncoder:
                     prompt=terms.prompt,
                     schema=schema,
                 )
-                if terms.stream:  # who asks for usage gets other events
+                if terms.stream and not schema:  # who asks for usage gets other events
                     shared = sha256(b"stream" + orjson.dumps(body.get("stream_options")) + shared).digest()
                 if barred:  # who may use other tiers gets other answers
                     shared = sha256(b"barred %d " % barred + shared).digest()

@@ -1,21 +1,24 @@
 """The registry of prompts: versions that are files, and a release that says which of them are live.
 
 Everything is read and checked at once by `load_prompts` (runtime/prompts_files.py says what the files hold); afterwards
-a name is looked up in a dict, never in a folder, so no name in a request can lead out of `prompts/`. A job or gateway
-then asks `choose` for a version and `render` for a request body. A gateway holds `LivePrompts`, which sees a release
-that was changed while it runs.
+a name is looked up in a dict, never in a folder, so no name in a request can lead out of `prompts/`. A job
+(runtime/prompts_job.py) or gateway (runtime/gateway/prompts.py) then asks for a version and has its request `rendered`.
+A gateway holds `LivePrompts`, which sees a release that was changed while it runs.
 
 Values are data: they are put into a template once and never looked at again, so braces in them stay braces.
 """
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path as Folder
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from actors.errors import ConfigError, InputError
+from runtime.encode import rank_of
 from runtime.prompts_files import (
     NAME,
     RELEASE_FILE,
@@ -27,7 +30,31 @@ from runtime.prompts_files import (
 )
 from runtime.yaml_lines import joined, read, shown
 
-__all__ = ["LivePrompts", "PromptVersion", "Registry", "Release", "load_prompts", "parse_ref", "pick", "render"]
+__all__ = [
+    "LivePrompts",
+    "PromptVersion",
+    "Registry",
+    "Release",
+    "Rendered",
+    "load_prompts",
+    "parse_ref",
+    "pick",
+    "render",
+    "rendered",
+]
+
+
+class Rendered(NamedTuple):
+    """A request body made by a prompt version, and what the version asks for."""
+
+    body: dict[str, Any]
+    ref: str
+    """`name@version`."""
+    min_quality: int
+    schema: bytes
+    retries: int | None = None
+    escalate: bool | None = None
+    """Of answers that do not satisfy the schema; None: as raycade.yaml says."""
 
 
 class Registry:
@@ -122,6 +149,18 @@ def pick(name: str, unit: str, stable: int, trial: Mapping[int, float]) -> int:
     return stable
 
 
+def rendered(version: PromptVersion, variables: Mapping[str, Any]) -> Rendered:
+    """`render`, with what the version asks for. Raises InputError."""
+    return Rendered(
+        render(version, variables),
+        version.ref,
+        rank_of(version.min_quality) if version.min_quality else 0,
+        version.schema,
+        version.retries,
+        version.escalate,
+    )
+
+
 def render(version: PromptVersion, variables: Mapping[str, Any]) -> dict[str, Any]:
     """The request body for a row's variables: messages, the version's defaults, temperature and model.
 
@@ -133,7 +172,7 @@ def render(version: PromptVersion, variables: Mapping[str, Any]) -> dict[str, An
         raise InputError("bad_variables", f"expected an object, found {shown(variables)}", field="variables")
     missing = sorted(version.variables - variables.keys())
     if missing:
-        message = f"prompt {version.ref} needs {', '.join(missing)}, which the row does not have"
+        message = f"prompt {version.ref} needs {', '.join(missing)}, which is not given"
         raise InputError("missing_variable", message, field=f"variables.{missing[0]}")
     text = "".join(part if isinstance(part, str) else _text(part[0], variables[part[0]]) for part in version.template)
     messages = [{"role": "system", "content": version.system}] if version.system else []
@@ -166,30 +205,36 @@ class LivePrompts:
     """
 
     def __init__(self, folder: str) -> None:
-        """Raises ConfigError as `load_prompts` does: one does not start with prompts that are wrong."""
+        """Whoever starts a program checks with `load_prompts` first; a part of it that starts later, while somebody edits
+        a draft, goes without that."""
         self._root = Folder(folder)
         self._versions: dict[str, dict[int, PromptVersion]] = {}
         self._releases: dict[str, Release] = {}
         self._seen: dict[str, tuple[object, ...]] = {}
         self.trouble: dict[str, str] = {}
         """By prompt, what is wrong with its files at the moment."""
-        load_prompts(folder)
+        self._registry = Registry({}, {})
         self.look()
 
     def registry(self) -> Registry:
         """What is live as of the last `look`. A value: a request uses one from beginning to end."""
-        return Registry(dict(self._versions), dict(self._releases))
+        return self._registry
 
-    def look(self) -> bool:
-        """Take in what has changed; True if anything has. One stat a file: cheap enough for once a second."""
+    def look(self, only: str | None = None) -> bool:
+        """Take in what has changed, of every prompt or of one; True if anything has.
+
+        It costs a stat a file: cheap enough for one prompt with each request, and for all of them once a second.
+        """
+        names = (place.name for place in sorted(self._root.iterdir())) if only is None else (only,)
         changed = False
-        for place in sorted(self._root.iterdir()):
-            if NAME.fullmatch(place.name) and place.is_dir():
-                seen = _signature(place)
-                if seen != self._seen.get(place.name):
-                    self._seen[place.name] = seen
-                    self._take_in(place)
-                    changed = True
+        for name in names:
+            seen = _signature(self._root / name) if NAME.fullmatch(name) else ()
+            if seen and seen != self._seen.get(name):  # what has vanished is served on as it was
+                self._seen[name] = seen
+                self._take_in(self._root / name)
+                changed = True
+        if changed:
+            self._registry = Registry(dict(self._versions), dict(self._releases))
         return changed
 
     def _take_in(self, place: Folder) -> None:
@@ -212,11 +257,11 @@ class LivePrompts:
 
 
 def _signature(place: Folder) -> tuple[object, ...]:
-    found: list[object] = []
-    for file in sorted(place.iterdir()):
-        try:
-            status = file.stat()
-        except OSError:
-            continue
-        found.append((file.name, status.st_mtime_ns, status.st_size, status.st_ino))
-    return tuple(found)
+    """What changes with any file of a prompt; empty for what is no folder, or cannot be read."""
+    found: list[tuple[str, int, int, int]] = []
+    with contextlib.suppress(OSError), os.scandir(place) as files:
+        for file in files:
+            with contextlib.suppress(OSError):
+                status = file.stat()  # of where a link leads
+                found.append((file.name, status.st_mtime_ns, status.st_size, status.st_ino))
+    return tuple(sorted(found))

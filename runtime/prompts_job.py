@@ -26,10 +26,8 @@ import orjson
 
 from actors.errors import ConfigError, InputError
 from runtime.batch.journal import replace_file, sync_folder
-from runtime.batch.rows import Rendered
 from runtime.config import PromptSettings
-from runtime.encode import rank_of
-from runtime.prompts import PromptVersion, load_prompts, parse_ref, pick, render
+from runtime.prompts import PromptVersion, Rendered, load_prompts, parse_ref, pick, rendered
 from runtime.prompts_release import stop_trial
 from runtime.prompts_trial import TrialWatch
 
@@ -196,14 +194,7 @@ class JobPrompt:
         """The request of a row. Raises InputError."""
         number = pick(self.name, custom_id, self._kept.stable, self._trial)
         version = self._version(self._kept.stable if number in self._stopped else number)
-        return Rendered(
-            render(version, variables),
-            version.ref,
-            rank_of(version.min_quality) if version.min_quality else 0,
-            version.schema,
-            version.retries,
-            version.escalate,
-        )
+        return rendered(version, variables)
 
     def observe(self, ref: str, refused_replies: int, failed: str, cost_usd: float) -> list[str]:
         """Take in a row that has ended: a line for each trial that this stops."""

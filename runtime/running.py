@@ -1,4 +1,4 @@
-"""Which jobs run with a state_dir: one small file each, by which `raycade status` finds them without Ray.
+"""Which jobs and gateways run with a state_dir: one small file each, by which `raycade status` finds them without Ray.
 
     state_dir/running/NAME.json   what the job says of itself; it holds a lock on it for as long as it lives
     state_dir/running/NAME.sums   what its observer keeps (actors/observer/actor.py)
@@ -32,6 +32,8 @@ class Entry(NamedTuple):
     """Unix seconds."""
     address: str = ""
     """Of its observer; empty where it has none, or none yet."""
+    kind: str = "job"
+    """job or gateway; of a gateway, `output` is the address for its clients."""
 
 
 def sums_file(state_dir: str, name: str) -> str:
@@ -113,4 +115,5 @@ def _entry(plain: dict[str, Any]) -> Entry:
         str(plain["output"]),
         float(plain["started"]),
         str(plain["address"]),
+        str(plain.get("kind", "job")),
     )

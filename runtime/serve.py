@@ -5,6 +5,7 @@ call, so the address must be loopback.
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import signal
@@ -12,14 +13,23 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from actors.budget.store import open_store
-from actors.errors import ConfigError
+from actors.errors import ConfigError, RaycadeError
 from actors.settings import Price
+from runtime.batch.job import LedgerWatch
 from runtime.config import Config, load_config, resolve_prices
 from runtime.gateway.keys import read_keys
+from runtime.prompts import load_prompts
+from runtime.running import Entry, Running
+
+if TYPE_CHECKING:
+    from runtime.cluster import Cluster
 
 __all__ = ["run_gateway"]
+
+LOOK_EVERY_S = 2.0
 
 
 def run_gateway(
@@ -28,7 +38,7 @@ def run_gateway(
     """Serve until SIGINT or SIGTERM; exit code. Raises ConfigError and ClusterError."""
     config = load_config(config_file, environ)
     prices = resolve_prices(config)
-    config = with_keys(config)
+    config = with_prompts(with_keys(config))
     _check_address(host, port, config)
     if (address or environ.get("RAY_ADDRESS")) in (None, "", "local"):
         open_store(config.ledger_place).close()
@@ -47,23 +57,58 @@ async def _serve(config: Config, prices: dict[str, Price], host: str, port: int,
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    print("starting Ray and the actors ...", file=sys.stderr)
+    _say("starting Ray and the actors ...")
     began = time.monotonic()
+    stack = contextlib.ExitStack()
     cluster = await Cluster.start(config, prices, address, routers=0, kind="serve")
     try:
         if not told.is_set():
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+            entry = Entry(cluster.name, cluster.name, os.getpid(), url, time.time(), kind="gateway")
+            registered = stack.enter_context(Running(config.state_dir, entry))
             # Serve waits by itself, and inside of a loop its shutdown takes half a minute.
             await asyncio.to_thread(deploy.start, cluster, config, prices, host, port)
-            shown = f"[{host}]" if ":" in host else host
-            print(f"ready after {time.monotonic() - began:.1f} s", file=sys.stderr)
-            print(f"http://{shown}:{port}/v1 serves: auto, {', '.join(tier.name for tier in config.tiers)}", flush=True)
+            _say(f"ready after {time.monotonic() - began:.1f} s")
+            print(f"{url} serves: auto, {', '.join(tier.name for tier in config.tiers)}", flush=True)
             if config.gateway.keys_file is None:
-                print("no gateway.keys_file: whoever is on this machine may call, nobody else can", file=sys.stderr)
-            await told.wait()
-            print("stopping: answers under way are being finished ...", file=sys.stderr)
+                _say("no gateway.keys_file: whoever is on this machine may call, nobody else can")
+            await _watch(cluster, config, registered, told)
+            _say("stopping: answers under way are being finished ...")
             await asyncio.to_thread(deploy.stop)
     finally:
         await cluster.close()
+        stack.close()
+
+
+async def _watch(cluster: "Cluster", config: Config, registered: Running, told: asyncio.Event) -> None:
+    """Until it is `told` to stop: say where metrics are, what the ledger found and what the replicas have to tell."""
+    watching = [asyncio.create_task(LedgerWatch(cluster.budget, _say).run())]
+    if config.telemetry.metrics_port is not None:
+        watching.append(asyncio.create_task(_observe(cluster, config.telemetry.metrics_port, registered)))
+    await told.wait()
+    for task in watching:
+        task.cancel()
+    await asyncio.gather(*watching, return_exceptions=True)
+
+
+async def _observe(cluster: "Cluster", port: int, registered: Running) -> None:
+    address, said = "", set[str]()
+    while True:
+        with contextlib.suppress(RaycadeError):  # it is being restarted
+            taken, notices = await cluster.observer()
+            if taken.address != address:
+                address = taken.address
+                registered.found_at(address)
+                _say(f"metrics at {address}/metrics{'' if taken.wanted_port else f' (port {port} is taken)'}")
+            for notice in notices:
+                if notice not in said:
+                    _say(notice)
+            said = set(notices)
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def with_keys(config: Config) -> Config:
@@ -79,6 +124,21 @@ def with_keys(config: Config) -> Config:
         raise ConfigError(f"the key {both[0]} has a budget here and in budget.keys of raycade.yaml", file)
     merged = config.budget.model_copy(update={"keys": {**config.budget.keys, **budgets}})
     return config.model_copy(update={"budget": merged})
+
+
+def with_prompts(config: Config) -> Config:
+    """The configuration with the place of its prompts as every process knows it. Raises ConfigError, if it names one."""
+    prompts = config.prompts
+    try:
+        if os.path.isdir(prompts.dir) or "dir" in prompts.model_fields_set:
+            load_prompts(prompts.dir)
+    except ConfigError as error:
+        if "dir" in prompts.model_fields_set:
+            raise
+        # A folder of this name may be somebody's own.
+        _say(f"raycade: {error}\nwhat is wrong there is not served as a prompt")
+    prompts = prompts.model_copy(update={"dir": os.path.abspath(prompts.dir)})
+    return config.model_copy(update={"prompts": prompts})
 
 
 def _check_address(host: str, port: int, config: Config) -> None:

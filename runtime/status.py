@@ -64,8 +64,8 @@ def _asked(entry: Entry) -> dict[str, Any] | None:
 
 
 def drawn(entry: Entry, told: Status | None, now: float) -> Iterator[RenderableType]:
-    """One job: its progress, its tiers, its budgets."""
-    head = Text(f"job {entry.run}", style="bold")
+    """One job or gateway: its progress, its tiers, its budgets."""
+    head = Text(f"{entry.kind} {entry.run}", style="bold")
     head.append(
         f"  {plain(entry.output)}, running {span(max(0.0, now - entry.started))}, pid {entry.pid}", style="none"
     )
@@ -75,9 +75,14 @@ def drawn(entry: Entry, told: Status | None, now: float) -> Iterator[RenderableT
         yield Text(f"  {why}", style="yellow")
         return
     yield from (_progress(job) for job in told["jobs"])
-    yield from (Text(f"  {plain(notice)}", style="yellow") for job in told["jobs"] for notice in job["notices"])
+    gateways = told.get("gateways", ())
+    if gateways:
+        yield _requests(gateways)
+    notices = dict.fromkeys(notice for each in (*told["jobs"], *gateways) for notice in each["notices"])
+    yield from (Text(f"  {plain(notice, 300)}", style="yellow") for notice in notices)
     if told["age_s"] > SILENT_S:
-        yield Text(f"  all of this was so {span(told['age_s'])} ago: the job has said nothing since", style="yellow")
+        said = f"  all of this was so {span(told['age_s'])} ago: the {entry.kind} has said nothing since"
+        yield Text(said, style="yellow")
     yield _tiers(told["tiers"], told["age_s"])
     for scope, reason in told["halts"]:
         yield Text(f"  {scope} is stopped ({plain(reason)}) until: raycade budget resume {scope}", style="bold red")
@@ -103,6 +108,28 @@ def _progress(job: Status) -> Text:
         parts.append(f"done in about {span(job['eta_s'])}")
     if job["waiting_for_budget"]:
         parts.append(f"{job['waiting_for_budget']:,} wait for budget")
+    return Text(", ".join(parts))
+
+
+def _requests(gateways: Iterable[Status]) -> Text:
+    """What a gateway's replicas do, in all."""
+    replicas = list(gateways)
+
+    def total(name: str) -> Any:
+        return sum(replica[name] for replica in replicas)
+
+    many = f" over {len(replicas)} replicas" if len(replicas) > 1 else ""
+    parts = [
+        f"  {total('requests_per_s'):,.1f} requests/s{many}",
+        f"{total('in_flight'):,} in hand ({total('streams'):,} streams)",
+        f"{total('answered'):,} answered",
+        f"{total('failed'):,} failed",
+        f"{total('coalesced'):,} coalesced",
+        f"{short(total('tokens'))} tokens",
+        dollars(total("usd_micros")),
+    ]
+    if waiting := total("waiting_for_budget"):
+        parts.append(f"{waiting:,} wait for budget")
     return Text(", ".join(parts))
 
 

@@ -1,6 +1,6 @@
 """The observer actor: one address that serves the sums over all processes of a runtime, and what is so now.
 
-    doors --Report, once a second--> report() -> sums, scenes -> GET /metrics, GET /status
+    doors --Report, once a second--> report() -> sums, scenes -> GET /metrics, GET /status, scrape() for a gateway
 
 It listens on 127.0.0.1 alone, on the node of the program that started it. If the port is taken, it takes another and says
 so in its answer. What it has been told is in a file before it answers, so after its own death no sum is less than before,
@@ -14,14 +14,15 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import orjson
 from aiohttp import web
 from prometheus_client import Metric as Family
 
+from actors.events import Key
 from actors.observer.exposition import exposed, families
-from actors.observer.scene import Report, Scene, Taken, gauges, plain
+from actors.observer.scene import Report, Scene, Taken, TierScene, gauges, plain
 from actors.observer.scrapers import Scrapers
 from actors.observer.sums import Sums
 
@@ -59,6 +60,16 @@ class ObserverActor:
             self._scenes[report.totals.source] = report.scene, time.monotonic()
             self._store()
         return self._taken
+
+    async def scrape(self, accept: str) -> tuple[bytes, str]:
+        """`/metrics` for a gateway to pass on: the body and its content type."""
+        return exposed(self._families, accept)
+
+    async def look(self) -> tuple[Taken, tuple[str, ...]]:
+        """Where it serves, and the notices of the gateway's replicas. Raises OSError when no port can be had."""
+        await self._open()
+        notices = (notice for scene, _ in self._fresh() if scene.gateway for notice in scene.gateway.notices)
+        return self._taken, tuple(dict.fromkeys(notices))
 
     async def last_scrape(self, most_s: float) -> bool:
         """Wait until everybody who scrapes regularly has come once more, those who should within `most_s`: whether all did."""
@@ -146,12 +157,16 @@ class ObserverActor:
         """What is so now. Durations in it were right `age_s` seconds ago."""
         fresh = sorted(self._fresh(), key=lambda each: each[1])
         scene, told_at = fresh[-1] if fresh else (Scene(), time.monotonic())
+        calls = {key[1:]: count for key, count in self._sums.counters().items() if key[0] == "attempts"}
+        # a process knows its own calls only
+        scene = scene._replace(tiers=tuple(_with_calls(tier, calls) for tier in scene.tiers))
         body = {
             "age_s": round(time.monotonic() - told_at, 3),
-            **plain(scene._replace(job=None)),
+            **plain(scene._replace(job=None, gateway=None)),
             "jobs": [plain(each.job) for each, _ in fresh if each.job is not None],
+            "gateways": [plain(each.gateway) for each, _ in fresh if each.gateway is not None],
         }
-        del body["job"]
+        del body["job"], body["gateway"]
         return web.Response(body=orjson.dumps(body), content_type="application/json")
 
     async def _index(self, request: web.Request) -> web.Response:
@@ -160,6 +175,11 @@ class ObserverActor:
     def _fresh(self) -> list[tuple[Scene, float]]:
         now = time.monotonic()
         return [(scene, told_at) for scene, told_at in self._scenes.values() if now - told_at < SILENT_S]
+
+
+def _with_calls(tier: TierScene, calls: Mapping[Key, int]) -> TierScene:
+    kinds = {key[1]: count for key, count in calls.items() if key[0] == tier.name}
+    return tier._replace(answered=kinds.pop("ok", 0), kinds=kinds)
 
 
 async def _listen(runner: web.AppRunner, ports: dict[int, None]) -> int:

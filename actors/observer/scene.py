@@ -1,4 +1,4 @@
-"""What is so now, as a process tells the observer: the tiers and their actors, the budgets, the batch that runs.
+"""What is so now, as a process tells the observer: the tiers and their actors, the budgets, the batch or gateway that runs.
 
 Values for `/status`, and the gauges of `/metrics` that follow from them. Durations are seconds from the moment when the
 report was drawn up. Nothing here carries a user's text but the name of the output file; what endpoints said in refusals has
@@ -10,7 +10,18 @@ from typing import Any, Literal, NamedTuple
 
 from actors.events import Key, Totals
 
-__all__ = ["ActorScene", "BudgetScene", "JobScene", "Report", "Scene", "Taken", "TierScene", "gauges", "plain"]
+__all__ = [
+    "ActorScene",
+    "BudgetScene",
+    "GatewayScene",
+    "JobScene",
+    "Report",
+    "Scene",
+    "Taken",
+    "TierScene",
+    "gauges",
+    "plain",
+]
 
 ActorState = Literal["closed", "half-open", "open", "cooling", "out", "restarting", "starting"]
 BREAKER = {"closed": 0, "half-open": 1, "open": 2}
@@ -82,6 +93,28 @@ class JobScene(NamedTuple):
     """What keeps it from going on as it should, in words."""
 
 
+class GatewayScene(NamedTuple):
+    """One replica of a gateway that runs, and what it has done in its life."""
+
+    replica: str
+    running_s: float
+    in_flight: int
+    streams: int
+    """Of these, so many are streamed."""
+    max_queued: int
+    answered: int
+    """Requests, the coalesced ones included."""
+    failed: int
+    coalesced: int
+    requests_per_s: float
+    """Over the last seconds."""
+    tokens: int
+    usd_micros: int
+    waiting_for_budget: int
+    notices: tuple[str, ...]
+    """What it has to tell its operator, in words: trials that were stopped, prompts that cannot be read."""
+
+
 class Scene(NamedTuple):
     job: JobScene | None = None
     tiers: tuple[TierScene, ...] = ()
@@ -92,6 +125,7 @@ class Scene(NamedTuple):
     """All scopes for which that would be told."""
     halts: tuple[tuple[str, str], ...] = ()
     """Scope and reason of what is stopped until somebody lets it go on."""
+    gateway: GatewayScene | None = None
 
 
 class Report(NamedTuple):
@@ -122,12 +156,16 @@ def plain(value: Any) -> Any:
 def gauges(scenes: Iterable[Scene]) -> Iterator[tuple[Key, float]]:
     """The gauges that follow from what processes see; those of one runtime see the same tiers, and the last one counts."""
     found: dict[Key, float] = {}
+    sums: dict[Key, float] = {}
     for scene in scenes:
         found.update(_of_tiers(scene))
         found.update(_of_budgets(scene))
         if scene.job is not None:
             found.update(_of_job(scene.job))
-    yield from found.items()
+        if scene.gateway is not None:
+            for key, value in _of_gateway(scene.gateway):
+                sums[key] = sums.get(key, 0) + value
+    yield from {**found, **sums}.items()
 
 
 def _of_tiers(scene: Scene) -> Iterator[tuple[Key, float]]:
@@ -151,6 +189,13 @@ def _of_budgets(scene: Scene) -> Iterator[tuple[Key, float]]:
         yield (f"budget_spent_{row.unit}", row.scope, row.window), row.spent
         yield (f"budget_reserved_{row.unit}", row.scope, row.window), row.reserved
         yield (f"budget_unknown_{row.unit}", row.scope, row.window), row.unknown
+
+
+def _of_gateway(gateway: GatewayScene) -> Iterator[tuple[Key, float]]:
+    """Of one replica: a gateway has the sum of them."""
+    yield ("gateway_requests", "plain"), gateway.in_flight - gateway.streams
+    yield ("gateway_requests", "stream"), gateway.streams
+    yield ("waiting_for_budget",), gateway.waiting_for_budget
 
 
 def _of_job(job: JobScene) -> Iterator[tuple[Key, float]]:

@@ -40,7 +40,7 @@ from actors.router.retries import RetryBudget
 from actors.router.telling import Divergence
 from actors.settings import BudgetSettings, Price, RouterSettings, TierSettings
 
-__all__ = ["NOTHING", "Attempts", "Copy", "RouterTier"]
+__all__ = ["NOTHING", "Attempts", "Copy", "OnAttempt", "RouterTier"]
 
 INTERACTIVE_QUEUE_S = 2.0
 RATE_PATIENCE_S = 0.5
@@ -58,6 +58,7 @@ WITHDRAWN = Refusal("queue", 0.0, "cancelled before it was sent")
 
 
 Hear = Callable[[list[Chunk]], object]
+OnAttempt = Callable[[Request, Attempt], object]
 
 
 class RouterTier:
@@ -191,8 +192,15 @@ class Attempts:
     """Makes a router's attempts. `tiers`: all of the cascade, in order."""
 
     def __init__(
-        self, tiers: Sequence[RouterTier], settings: RouterSettings, budget: BudgetSettings, purse: Purse
+        self,
+        tiers: Sequence[RouterTier],
+        settings: RouterSettings,
+        budget: BudgetSettings,
+        purse: Purse,
+        on_attempt: OnAttempt | None = None,
     ) -> None:
+        """`on_attempt` is told every attempt when it has been settled, also one whose caller has left."""
+        self._on_attempt = on_attempt
         self._tiers = tiers
         self._states = [tier.state for tier in tiers]
         self.settings = settings
@@ -255,11 +263,15 @@ class Attempts:
             margins = tier.margins
         finally:
             cost = self._settle(tier, tokens, reserved, done)
+            if done is None and self._on_attempt is not None:  # cancelled: what nobody waits for is in no result
+                self._on_attempt(request, Attempt(state.settings.name, index, "cancelled", 0, 0.0, booked=cost))
         if isinstance(done, Refusal):
             return done, cost
         if isinstance(done, Failure) and native and done.kind == "bad_request" and _format_refused(done):
             tier.native_schema = False
             past.attempts.append(self._counted(tier, index, done))  # no strike: the same tier is asked again, in words
+            if self._on_attempt is not None:
+                self._on_attempt(request, past.attempts[-1])
             return None, cost
         if isinstance(done, Failure):
             self._note(tier, index, past, done, overtaken=copy is not None and copy.overtaken)
@@ -271,7 +283,9 @@ class Attempts:
                 tier.answered_as(done.model)
             past.attempts.append(Attempt(state.settings.name, index, "ok", done.status, done.duration_s))
         margin_milli = 0 if tier.margins is margins else tier.margins.widest_milli
-        past.attempts[-1] = _settled(past.attempts[-1], done, cost, reserved.amount, margin_milli)
+        past.attempts[-1] = attempt = _settled(past.attempts[-1], done, cost, reserved.amount, margin_milli)
+        if self._on_attempt is not None:
+            self._on_attempt(request, attempt)
         return done, cost
 
     async def _call(
@@ -391,6 +405,13 @@ def _settled(
     usage = None if done is None else done.usage
     unmetered = usage is None and isinstance(done, Answer)
     prompt_tokens, completion_tokens = (0, 0) if usage is None else usage[:2]
+    first_token_s = per_token_s = 0.0
+    if isinstance(done, Answer) and done.streaming is not None:
+        first_token_s = done.streaming.first_token_s
+        # Reasoning that is not shown comes before the first token, and is counted all the same.
+        tokens = done.streaming.events if usage is None else usage.completion_tokens - usage.reasoning_tokens
+        if tokens > 1:
+            per_token_s = max(0.0, done.duration_s - first_token_s) / (tokens - 1)
     return Attempt(
         *attempt[:6],
         unmetered_tokens=cost.tokens if unmetered else 0,
@@ -400,6 +421,8 @@ def _settled(
         completion_tokens=completion_tokens,
         booked=cost,
         overrun_usd_micros=max(0, cost.usd_micros - reserved.usd_micros),
+        first_token_s=first_token_s,
+        per_token_s=per_token_s,
     )
 
 

@@ -6,7 +6,8 @@
           _cascade       ask tiers as the plan says until one answers
             Attempts.make  reserve, call, settle (actors/router/attempts.py)
             Hedger.make    the same, with a second copy of what is late (actors/router/hedger.py)
-    stream     the same for a streamed request; an answer that breaks off goes on with the next tier (telling.py)
+    stream     the same for a streamed request; an answer that breaks off goes on with the next tier (telling.py), and
+               one that must satisfy a schema is said when it has been judged (whole.py)
 
 Only the router holds lanes to the other actors. Every claim, reservation and slot that is taken here is given back in
 a `finally`. A plain class: a router actor hosts it, a gateway embeds it.
@@ -25,7 +26,7 @@ from actors.budget.lease import LeaseBook
 from actors.lane import MAX_GAP_S, Lane, Peer
 from actors.messages import Amount, Answer, Failure, Health, Refusal, Request, Result, TierCall, Usage
 from actors.router.asking import ask
-from actors.router.attempts import Attempts, RouterTier
+from actors.router.attempts import Attempts, OnAttempt, RouterTier
 from actors.router.claims import Claims
 from actors.router.failures import FailureLog
 from actors.router.hedger import Hedger
@@ -35,6 +36,7 @@ from actors.router.purse import Purse
 from actors.router.stream_claims import StreamClaims
 from actors.router.telling import Telling
 from actors.router.told import Listener, Told
+from actors.router.whole import asked_whole, said_whole
 from actors.settings import BudgetSettings, CoalesceSettings, Price, RouterSettings, TierSettings
 
 __all__ = ["Peers", "Router"]
@@ -66,8 +68,10 @@ class Router:
         peers: Peers,
         failures: FailureLog | None = None,
         max_gap_s: float = MAX_GAP_S,
+        on_attempt: OnAttempt | None = None,
     ) -> None:
-        """`max_gap_s`: of the lanes to the other actors; small where somebody waits for every word."""
+        """`max_gap_s`: of the lanes to the other actors; small where somebody waits for every word. `on_attempt` is told
+        every attempt, also those of callers who have left: for a door whose callers do."""
         now = time.monotonic()
         self.name = name
         self._settings = settings
@@ -82,7 +86,7 @@ class Router:
         self._stream_claims: StreamClaims | None = None
         # The book's incarnation must be new for ever: the ledger books what an older one of the same holder held.
         self._purse = Purse(LeaseBook(name, lambda: uuid4().hex), peers.exchange)
-        self._attempts = attempts = Attempts(self._tiers, settings, budget, self._purse)
+        self._attempts = attempts = Attempts(self._tiers, settings, budget, self._purse, on_attempt)
         self._make: Make = attempts.make
         self._hedger: Hedger | None = None
         if settings.hedge is not None:
@@ -142,6 +146,12 @@ class Router:
 
         A failure before `listener.begin` is one like any other; after it, the answer is the beginning of none.
         """
+        if request.schema:
+            done = await self.run(asked_whole(request))
+            if isinstance(done, Result):
+                listener.begin(done.tier)
+                listener.hear(said_whole(request, done))
+            return done
         if not request.digest or self._stream_claims is None:
             return await self._tell(request, Told(listener))
         return await self._stream_claims.share(request, listener, self._tell)

@@ -82,6 +82,8 @@ def resumption(
         request = None
     if not isinstance(request, dict):
         return NotResumable("its request cannot be read")
+    if path.partition("?")[0].rstrip("/").endswith("/responses"):
+        return NotResumable("the Responses API has no way to")
     others = sorted(form for form in forms if not form.startswith("reasoning"))
     if others:
         return NotResumable(f"{others[0]} had been passed on already")

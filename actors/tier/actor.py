@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 from actors.errors import ConfigError
@@ -246,7 +246,10 @@ class TierActor(LaneHost):
             def say(chunks: list[Chunk]) -> None:
                 queued.complete(Part(chunks))
 
-            done = await stream_call(transport, call, call.stream, upstream.index, self._secrets, say)
+            def advised(headers: Mapping[str, str]) -> None:
+                upstream.capacity.advised(headers, time.monotonic())
+
+            done = await stream_call(transport, call, call.stream, upstream.index, self._secrets, say, advised)
             return done._replace(duration_s=time.monotonic() - started) if isinstance(done, Failure) else done
         try:
             reply = await transport.send(call.path, call.body, call.timeout_s)

@@ -13,7 +13,7 @@ When a stream is at its end:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import orjson
 
@@ -22,7 +22,7 @@ from actors.tier.classify import Whole, classify_error, classify_reply
 from actors.tier.transport import TransportError
 from actors.tier.usage import reported_usage
 
-__all__ = ["USAGE_GRACE_S", "Broken", "Complete", "Delta", "StreamReader", "ask_usage", "is_stream"]
+__all__ = ["USAGE_GRACE_S", "Broken", "Complete", "Delta", "StreamReader", "as_delta", "ask_usage", "is_stream"]
 
 USAGE_GRACE_S: Final = 1.0
 MAX_MALFORMED: Final = 3
@@ -84,6 +84,8 @@ class StreamReader:
         "malformed",
         "model",
     )
+
+    _END: ClassVar[str] = "a finish_reason"
 
     def __init__(
         self,
@@ -212,7 +214,7 @@ class StreamReader:
     def finish(self) -> Complete | Broken:
         """The stream is at its end: `[DONE]` came, it is `over`, or its body ended in good order."""
         if self._failure is None and (self._open or not self._seen):
-            what = "with no answer in it" if not self._seen else "without a finish_reason"
+            what = "with no answer in it" if not self._seen else f"without {self._END}"
             self._fail(Failure("malformed", f"the answer was cut short: the stream ended {what}"))
         if self._failure is not None:
             return Broken(self._failure)
@@ -302,6 +304,25 @@ def ask_usage(body: bytes) -> tuple[bytes, bool]:
     if asked:
         return body, True
     return _dumped({**request, "stream_options": {**(options or {}), "include_usage": True}}) or body, False
+
+
+def as_delta(body: bytes, usage_for_caller: bool) -> tuple[bytes, str]:
+    """A whole answer as the one event of a stream, and its text if it has one choice."""
+    value = orjson.loads(body)
+    text = ""
+    for choice in value["choices"]:
+        if "message" in choice:
+            choice["delta"] = choice.pop("message")
+            text = choice["delta"].get("content") or ""
+            for index, call in enumerate(choice["delta"].get("tool_calls") or ()):
+                call["index"] = index  # by which a stream's reader puts them together
+        else:
+            text = choice.get("text") or ""
+    if any("delta" in choice for choice in value["choices"]):
+        value["object"] = "chat.completion.chunk"
+    if not usage_for_caller:
+        value.pop("usage", None)
+    return orjson.dumps(value), text if len(value["choices"]) == 1 else ""
 
 
 def _without_usage(event: dict[str, Any], data: bytes) -> bytes:

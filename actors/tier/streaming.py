@@ -12,14 +12,22 @@ said as a single delta.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-
-import orjson
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from actors.messages import Answer, Chunk, Failure, Streaming, StreamTerms, TierCall
 from actors.tier.classify import Whole, classify_error, classify_reply
+from actors.tier.response_events import ResponseReader, as_events, is_responses
 from actors.tier.sse import EventParser
-from actors.tier.stream_rules import USAGE_GRACE_S, Broken, Complete, Delta, StreamReader, ask_usage, is_stream
+from actors.tier.stream_rules import (
+    USAGE_GRACE_S,
+    Broken,
+    Complete,
+    Delta,
+    StreamReader,
+    as_delta,
+    ask_usage,
+    is_stream,
+)
 from actors.tier.transport import Reply, Streamed, Transport, TransportError, leave, read_whole
 
 __all__ = ["follow", "stream_call"]
@@ -28,15 +36,28 @@ LEAVE_S = 0.1
 """How long the end of a finished answer's body may take before its connection is given up: its caller waits meanwhile."""
 
 Say = Callable[[list[Chunk]], object]
+Advised = Callable[[Mapping[str, str]], object]
 
 
 async def stream_call(
-    transport: Transport, call: TierCall, terms: StreamTerms, endpoint: int, secrets: Sequence[str], say: Say
+    transport: Transport,
+    call: TierCall,
+    terms: StreamTerms,
+    endpoint: int,
+    secrets: Sequence[str],
+    say: Say,
+    advised: Advised = lambda headers: None,
 ) -> Answer | Failure:
-    """Make a streamed call. `say` gets the chunks of each read. Cancelling closes the connection."""
+    """Make a streamed call. `say` gets the chunks of each read, `advised` the reply's headers. Cancelling closes the
+    connection."""
     began = time.monotonic()
-    body, usage_for_caller = ask_usage(call.body)
-    reader = StreamReader(call.path, terms.choices, usage_for_caller, True, secrets)
+    reader: StreamReader
+    if is_responses(call.path):
+        body, usage_for_caller = call.body, True
+        reader = ResponseReader(call.path, secrets)
+    else:
+        body, usage_for_caller = ask_usage(call.body)
+        reader = StreamReader(call.path, terms.choices, usage_for_caller, True, secrets)
     first_s = min(call.timeout_s, terms.first_token_timeout_s)
     status, first_token_s = 0, 0.0
     held: list[Chunk] = []
@@ -45,6 +66,7 @@ async def stream_call(
         async with asyncio.timeout(call.timeout_s):
             streamed = await transport.stream(call.path, body, first_s, terms.stall_timeout_s)
             status = streamed.status
+            advised(streamed.headers)
             if not is_stream(status, streamed.headers):
                 reply = await read_whole(streamed, first_s)
                 return _whole(reply, call, endpoint, secrets, usage_for_caller, time.monotonic() - began, say)
@@ -81,25 +103,12 @@ def _whole(
     outcome = classify_reply(reply.status, reply.headers, reply.body, call.path, time.time(), secrets)
     if not isinstance(outcome, Whole):
         return outcome._replace(endpoint=endpoint)
-    say([Chunk(*_as_delta(reply.body, usage_for_caller))])
+    if is_responses(call.path):
+        say([Chunk(event, "") for event in as_events(reply.body)])
+    else:
+        say([Chunk(*as_delta(reply.body, usage_for_caller))])
     streaming = Streaming(took_s, len(reply.body), 1, 0)
     return Answer(b"", reply.status, outcome.usage, outcome.model, took_s, endpoint, streaming)
-
-
-def _as_delta(body: bytes, usage_for_caller: bool) -> tuple[bytes, str]:
-    """A whole answer as the one event of a stream, and its text if it has one choice."""
-    value = orjson.loads(body)
-    text = ""
-    for choice in value["choices"]:
-        if "message" in choice:
-            choice["delta"] = choice.pop("message")
-            text = choice["delta"].get("content") or ""
-        else:
-            text = choice.get("text") or ""
-    value["object"] = {"chat.completion": "chat.completion.chunk"}.get(value.get("object"), value.get("object"))
-    if not usage_for_caller:
-        value.pop("usage", None)
-    return orjson.dumps(value), text if len(value["choices"]) == 1 else ""
 
 
 async def follow(

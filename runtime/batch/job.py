@@ -48,6 +48,7 @@ __all__ = [
     "EXIT_ROWS_FAILED",
     "EXIT_USAGE",
     "BatchOptions",
+    "LedgerWatch",
     "run_job",
 ]
 
@@ -195,7 +196,7 @@ async def _run(
         if not quiet:
             print(f"ready after {time.monotonic() - started:.1f} s", file=sys.stderr)
         started = time.monotonic()
-        ledger = _LedgerWatch(cluster.budget, progress.event)
+        ledger = LedgerWatch(cluster.budget, progress.event)
         shown = [asyncio.create_task(progress.run()), asyncio.create_task(ledger.run())]
         reporter = None
         if facts is not None:
@@ -248,7 +249,7 @@ class _Found:
             self._tell(f"metrics at {taken.address}/metrics{why}")
 
 
-class _LedgerWatch:
+class LedgerWatch:
     """Looks at the ledger, and tells what the budget actor has found, since the logs of its process are seen by nobody."""
 
     def __init__(self, budget: Callable[[], Awaitable[Snapshot]], tell: Callable[[str], None]) -> None:

@@ -4,28 +4,16 @@ What a body itself says is read by `BodyEncoder` (runtime/encode.py), as for eve
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from actors.errors import ConfigError, InputError
 from actors.messages import Request
 from actors.settings import StructuredSettings, TierSettings
 from runtime.batch.reader import Row, RowError
 from runtime.encode import BodyEncoder, Terms
+from runtime.prompts import Rendered
 
-__all__ = ["Encoder", "Rendered"]
-
-
-class Rendered(NamedTuple):
-    """A prompt row's body, and what its prompt version asks for."""
-
-    body: dict[str, Any]
-    ref: str
-    """`name@version`."""
-    min_quality: int
-    schema: bytes
-    retries: int | None = None
-    escalate: bool | None = None
-    """Of answers that do not satisfy the schema; None: as raycade.yaml says."""
+__all__ = ["Encoder"]
 
 
 class Encoder:

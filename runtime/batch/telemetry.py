@@ -6,7 +6,7 @@ It reads what the run has anyway and changes nothing of it.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from actors.budget.rows import LimitStatus, Snapshot
@@ -18,7 +18,7 @@ from runtime.batch.progress import Scene
 from runtime.batch.run import BatchRun
 from runtime.config import Config
 
-__all__ = ["Telemetry"]
+__all__ = ["Telemetry", "anomalies", "budgets"]
 
 ANOMALOUS_MINUTES = 5
 """So long a scope counts as anomalous after a minute that was."""
@@ -55,8 +55,8 @@ class Telemetry:
         told = Told(
             job=self._job_scene(sum(note.waiting_for_budget for note in notes.values())),
             tiers=self._conditions.look(notes, attempts, time.monotonic()),
-            budgets=tuple(_budget(row) for row in snapshot.limits if self._matters(row)),
-            anomalies=tuple(sorted(self._anomalous(snapshot, time.time()))),
+            budgets=budgets(snapshot, self._scopes),
+            anomalies=anomalies(snapshot, self._scopes, time.time()),
             watched=self._watched,
             halts=tuple((halt.scope, halt.reason) for halt in snapshot.halts),
         )
@@ -82,22 +82,28 @@ class Telemetry:
             seen.notices,
         )
 
-    def _matters(self, row: LimitStatus) -> bool:
-        """Bounded: of keys those that are configured, of jobs this one."""
-        if row.scope not in self._scopes:
-            return False
-        lasting = row.window == "total" and not row.scope.startswith("job:")  # of all jobs that ever were
-        return row.limit is not None or (bool(row.spent or row.reserved) and not lasting)
 
-    def _anomalous(self, snapshot: Snapshot, now: float) -> set[str]:
-        halted = {halt.scope for halt in snapshot.halts}
-        return {
-            pace.scope
-            for pace in snapshot.paces
-            if pace.scope in self._scopes
-            and pace.alarmed
-            and (now // 60 - pace.alarmed <= ANOMALOUS_MINUTES or pace.scope in halted)
-        }
+def budgets(snapshot: Snapshot, scopes: Collection[str]) -> tuple[BudgetScene, ...]:
+    """What the ledger says of these scopes. Bounded: of keys those that are configured, of jobs this one."""
+    return tuple(_budget(row) for row in snapshot.limits if row.scope in scopes and _matters(row))
+
+
+def anomalies(snapshot: Snapshot, scopes: Collection[str], now: float) -> tuple[str, ...]:
+    """Those of these scopes that spend far more than usual, or are stopped for it; `now` in Unix seconds."""
+    halted = {halt.scope for halt in snapshot.halts}
+    found = {
+        pace.scope
+        for pace in snapshot.paces
+        if pace.scope in scopes
+        and pace.alarmed
+        and (now // 60 - pace.alarmed <= ANOMALOUS_MINUTES or pace.scope in halted)
+    }
+    return tuple(sorted(found))
+
+
+def _matters(row: LimitStatus) -> bool:
+    lasting = row.window == "total" and not row.scope.startswith("job:")  # of all jobs that ever were
+    return row.limit is not None or (bool(row.spent or row.reserved) and not lasting)
 
 
 def _budget(row: LimitStatus) -> BudgetScene:

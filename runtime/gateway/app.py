@@ -8,8 +8,9 @@ Every way out answers in OpenAI's shape. `x-request-id`, the caller's or a new o
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -23,22 +24,25 @@ from starlette.types import Receive, Scope, Send
 from actors.messages import Failure, Result
 from actors.messages import Request as RouterRequest
 from actors.router.told import Listener
+from actors.router.whole import bare
 from runtime.gateway.asks import CONTENT, Asks
 from runtime.gateway.errors import HttpError, error_body, of_failure
 from runtime.gateway.keys import Key, KeyRing
 from runtime.gateway.limits import Gate
+from runtime.gateway.response_events import OutgoingEvents
 from runtime.gateway.sse import Outgoing, StreamResponse
 
 __all__ = ["Answering", "GatewayApp"]
 
 BODY_TIMEOUT_S = 30.0
 """A body that takes longer to arrive is not waited for."""
-NOBODY = Key("")
+NOBODY = Key("", admin=True)
 """Who calls where there are no keys, which is on loopback only."""
 JSON = b"application/json"
 
 Headers = list[tuple[bytes, bytes]]
 Handler = Callable[[Request, Key], Awaitable[Response | StreamResponse]]
+Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
 
 
 class Answering(Protocol):
@@ -59,7 +63,12 @@ class GatewayApp:
         keys: Callable[[], KeyRing | None],
         gate: Gate,
         max_body_bytes: int,
+        scrape: Scrape | None = None,
+        refused: Callable[[str], object] = lambda code: None,
     ) -> None:
+        """`scrape`: what `/metrics` answers to an Accept header, where metrics are served. `refused` is told the code of
+        what never came to the router."""
+        self._scrape, self._refused = scrape, refused
         self._router = router
         self._asks = asks
         self._keys = keys
@@ -72,18 +81,34 @@ class GatewayApp:
             routes.append(self._route(f"/v1{path}", "POST", self._answer))
         routes.append(self._route("/v1/models", "GET", self._models))
         routes.append(self._route("/v1/models/{model:path}", "GET", self._model))
-        self.asgi = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_allowed})
+        if scrape is not None:
+            routes.append(self._route("/metrics", "GET", self._metrics, admin=True))
+        handlers = {404: _not_found, 405: _not_allowed}
+        self.asgi = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._life)
         # Starlette would answer /v1/models/ with a redirect to an address made of the Host header.
         self.asgi.router.redirect_slashes = False
 
-    def _route(self, path: str, method: str, handler: Handler) -> Route:
-        """A route for callers with a key; there is no other way to make one here."""
+    @contextlib.asynccontextmanager
+    async def _life(self, _: Starlette) -> AsyncIterator[None]:
+        """From the first moment on: the router opens its lanes, and what there is to tell is told."""
+        opening = asyncio.ensure_future(self._router())
+        try:
+            yield
+        finally:
+            opening.cancel()
+
+    def _route(self, path: str, method: str, handler: Handler, admin: bool = False) -> Route:
+        """A route for callers with a key (`admin`: that is marked so); there is no other way to make one here."""
 
         async def endpoint(request: Request) -> Response | StreamResponse:
             try:
                 key = self._caller(request.headers.get("authorization"))
+                if admin and not key.admin:
+                    message = f"the key {key.name} may not read this: it is not marked admin in the keys file"
+                    raise HttpError(403, message, "permission_error", "not_admin")
                 response = await handler(request, key)
             except HttpError as error:
+                self._refused(error.code or str(error.status))
                 response = _response(error.status, error.body, error.headers)
             except ClientDisconnect:
                 response = _response(499, error_body("the client went away", "cancelled"), [])
@@ -141,13 +166,13 @@ class GatewayApp:
             leaving.cancel()
         if isinstance(done, Failure):
             failed = of_failure(done)
-            return _response(failed.status, failed.body, [*failed.headers, *_told(done)])
-        return _response(done.status, done.body, _told(done))
+            return _response(failed.status, failed.body, [*failed.headers, *_told(done), *_made_by(request)])
+        return _response(done.status, bare(done), [*_told(done), *_made_by(request)])
 
     async def _stream(self, http: Request, request: RouterRequest, key: Key) -> Response | StreamResponse:
         """The status is chosen when the first words are there, or when there will be none."""
         self._gate.enter_stream(key)
-        outgoing = Outgoing()
+        outgoing = OutgoingEvents() if request.path == "/responses" else Outgoing()
         response: StreamResponse | None = None
         call: asyncio.Task[Result | Failure] | None = None
         try:
@@ -165,8 +190,8 @@ class GatewayApp:
                 raise ClientDisconnect
             if call.done() and isinstance(done := call.result(), Failure) and not outgoing.tier:
                 failed = of_failure(done)
-                return _response(failed.status, failed.body, [*failed.headers, *_told(done)])
-            headers = [(b"x-raycade-tier", outgoing.tier.encode())]
+                return _response(failed.status, failed.body, [*failed.headers, *_told(done), *_made_by(request)])
+            headers = [(b"x-raycade-tier", outgoing.tier.encode()), *_made_by(request)]
 
             def ended() -> None:
                 self._gate.leave_stream(key)
@@ -218,6 +243,16 @@ class GatewayApp:
 
     # ------------------------------------------------------------------ for those who run it
 
+    async def _metrics(self, http: Request, key: Key) -> Response:
+        assert self._scrape is not None
+        try:
+            body, content_type = await self._scrape(http.headers.get("accept", ""))
+        except Exception:  # Ray has a dozen kinds for an actor that is away; it is restarted
+            raise HttpError(503, "no metrics just now", "server_error", "restarting", None, 1.0) from None
+        response = Response(body)
+        response.raw_headers.append((b"content-type", content_type.encode()))
+        return response
+
     async def _health(self, http: Request) -> Response:
         return _response(200, b'{"status":"ok"}', [])
 
@@ -248,6 +283,11 @@ def _told(done: Result | Failure) -> Headers:
         if done.coalesced:
             headers.append((b"x-raycade-coalesced", b"true"))
     return headers
+
+
+def _made_by(request: RouterRequest) -> Headers:
+    """The version of the registered prompt, where there is one."""
+    return [(b"x-raycade-prompt", request.prompt.encode())] if request.prompt else []
 
 
 def _response(status: int, body: bytes, headers: Headers) -> Response:

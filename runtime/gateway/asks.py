@@ -6,19 +6,21 @@ upstream is refused: those are the operator's, and gateways have been robbed by 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from pydantic import Field, JsonValue, ValidationError
 
 from actors.errors import InputError
 from actors.messages import Request
-from actors.settings import QUALITIES, Quality, Settings, TierSettings
-from runtime.encode import BodyEncoder, Terms, rank_of
+from actors.router.measure import LIMIT_FIELDS
+from actors.settings import QUALITIES, Quality, Settings, StructuredSettings, TierSettings
+from runtime.encode import CASCADE, BodyEncoder, Terms, rank_of
 from runtime.gateway.errors import HttpError
 from runtime.gateway.keys import Key
+from runtime.prompts import Rendered
 
-__all__ = ["CONTENT", "Asks"]
+__all__ = ["CONTENT", "Asks", "Rendering"]
 
 CONTENT: Mapping[str, str] = {
     "/chat/completions": "messages",
@@ -28,7 +30,8 @@ CONTENT: Mapping[str, str] = {
 }
 """By path below /v1: the field without which a request asks nothing."""
 
-STREAMED = frozenset({"/chat/completions", "/completions"})
+STREAMED = frozenset({"/chat/completions", "/completions", "/responses"})
+PROMPTED = "/chat/completions"
 
 OPERATORS_OWN = frozenset(
     {
@@ -55,21 +58,40 @@ class Extras(Settings):
     min_quality: Quality | None = None
     deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False)
     prompt: str | None = Field(None, min_length=1, max_length=200)
-    variables: dict[str, JsonValue] = Field(default_factory=dict)
+    """`NAME` or `NAME@VERSION` of a registered prompt, which makes the messages."""
+    variables: dict[str, JsonValue] | None = None
+    unit: str | None = Field(None, min_length=1, max_length=200)
+    """Whom or what the version is chosen for, such as a user; None: the variables."""
+
+
+class Rendering(Protocol):
+    """The registered prompts (runtime/gateway/prompts.py)."""
+
+    def rendered(self, ref: str, variables: Mapping[str, Any], unit: str | None) -> Rendered: ...
 
 
 class Asks:
-    """Reads bodies. One a gateway; knows the tiers."""
+    """Reads bodies. One a gateway; knows the tiers. `prompts` None: none are served."""
 
-    def __init__(self, tiers: list[TierSettings], *, min_quality: str, deadline_s: float, share: bool) -> None:
-        self._encoder = BodyEncoder(tiers, deadline_s=deadline_s, share=share)
+    def __init__(
+        self,
+        tiers: list[TierSettings],
+        *,
+        min_quality: str,
+        deadline_s: float,
+        share: bool,
+        structured: StructuredSettings = StructuredSettings(),  # noqa: B008 (frozen)
+        prompts: Rendering | None = None,
+    ) -> None:
+        self._encoder = BodyEncoder(tiers, deadline_s=deadline_s, share=share, structured=structured)
+        self._prompts = prompts
         self._tiers = tiers
         self._min_quality = rank_of(min_quality)
         self._deadline_s = deadline_s
 
     def models(self, key: Key) -> list[str]:
         """What `model` may be for this key: `auto` and the names of its tiers."""
-        return ["auto", *(tier.name for tier in self._tiers if key.tiers is None or tier.name in key.tiers)]
+        return [CASCADE, *(tier.name for tier in self._tiers if _may(key, tier))]
 
     def read(self, id: str, path: str, body: bytes, headers: Mapping[str, str], key: Key) -> Request:
         """The request in a POST to `path`. Raises HttpError with the field that is wrong."""
@@ -82,8 +104,7 @@ class Asks:
         for name in value.keys() & OPERATORS_OWN:
             raise HttpError(400, f"a request cannot set {name} here", code="not_allowed", param=name)
         extras = _extras(value.pop("raycade", None))
-        if extras.prompt is not None or extras.variables:
-            raise HttpError(400, "prompts are not served yet", code="not_supported", param="raycade.prompt")
+        prompt = self._prompted(path, value, extras, key)
         content = CONTENT[path]
         if value.get(content) is None and not (path == "/responses" and value.get("prompt") is not None):
             raise HttpError(400, f"{content} is missing", code="missing_field", param=content)
@@ -94,7 +115,47 @@ class Asks:
             raise HttpError(400, "expected true or false", code="invalid_type", param="stream")
         if stream and path not in STREAMED:
             raise HttpError(400, f"answers of {path} are not streamed here", code="not_supported", param="stream")
-        return self._request(id, path, value, headers, extras, key, bool(stream))
+        return self._request(id, path, value, headers, extras, key, bool(stream), prompt)
+
+    def _prompted(self, path: str, value: dict[str, Any], extras: Extras, key: Key) -> Rendered | None:
+        """Have a registered prompt make the body's messages. What the caller says beside them goes before its defaults."""
+        if extras.prompt is None:
+            if extras.variables is not None or extras.unit is not None:
+                raise HttpError(
+                    400, "variables and unit go with a prompt", code="missing_field", param="raycade.prompt"
+                )
+            return None
+        if path != PROMPTED:
+            message = f"prompts are for /v1{PROMPTED}, not for /v1{path}"
+            raise HttpError(400, message, code="not_supported", param="raycade.prompt")
+        if value.get("messages"):
+            message = "the prompt makes the messages: leave them out, or send an empty list"
+            raise HttpError(400, message, code="not_allowed", param="messages")
+        if self._prompts is None:
+            raise HttpError(400, "no prompts are served here", code="unknown_prompt", param="raycade.prompt")
+        try:
+            made = self._prompts.rendered(extras.prompt, extras.variables or {}, extras.unit)
+        except InputError as error:
+            param = f"raycade.{error.field or 'prompt'}"
+            raise HttpError(400, error.message, code=error.code, param=param) from None
+        if made.schema:
+            if value.get("response_format") is not None:
+                message = f"the prompt {made.ref} has a schema of its own"
+                raise HttpError(400, message, code="not_allowed", param="response_format")
+            if value.get("n") not in (None, 1):
+                message = f"the prompt {made.ref} has a schema, which one answer has to satisfy"
+                raise HttpError(400, message, code="not_allowed", param="n")
+        limits = LIMIT_FIELDS[path]
+        bounded = any(value.get(name) is not None for name in limits)
+        for name, default in made.body.items():
+            if name == "model" and value.get(name) in (None, CASCADE):
+                if not any(default in (tier.name, tier.model) and _may(key, tier) for tier in self._tiers):
+                    message = f"the prompt {made.ref} asks for a model that is not served to this key"
+                    raise HttpError(400, message, code="not_allowed", param="raycade.prompt")
+                value[name] = default
+            elif name == "messages" or (value.get(name) is None and not (bounded and name in limits)):
+                value[name] = default
+        return made
 
     def _request(
         self,
@@ -105,9 +166,10 @@ class Asks:
         extras: Extras,
         key: Key,
         stream: bool,
+        prompt: Rendered | None,
     ) -> Request:
         model = value.get("model")
-        if key.tiers is not None and any(model in (t.name, t.model) and t.name not in key.tiers for t in self._tiers):
+        if any(model in (tier.name, tier.model) and not _may(key, tier) for tier in self._tiers):
             raise self._no_model(model, key)
         try:
             request = self._encoder.request(
@@ -115,7 +177,13 @@ class Asks:
                 path,
                 value,
                 Terms(
-                    min_quality=max(self._min_quality, _quality(headers, extras)),
+                    min_quality=max(
+                        self._min_quality, _quality(headers, extras), 0 if prompt is None else prompt.min_quality
+                    ),
+                    prompt="" if prompt is None else prompt.ref,
+                    schema=b"" if prompt is None else prompt.schema,
+                    retries=None if prompt is None else prompt.retries,
+                    escalate=None if prompt is None else prompt.escalate,
                     key=key.name,
                     tiers=key.tiers,
                     interactive=True,
@@ -135,6 +203,10 @@ class Asks:
         return HttpError(
             404, f"there is no model {model!r:.80}; there are: {names}", code="model_not_found", param="model"
         )
+
+
+def _may(key: Key, tier: TierSettings) -> bool:
+    return key.tiers is None or tier.name in key.tiers
 
 
 def _extras(value: Any) -> Extras:

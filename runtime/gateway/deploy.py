@@ -23,12 +23,14 @@ from typing import Any
 
 from actors.errors import ClusterError
 from actors.router.flow import Router
-from runtime.cluster import Cluster
+from runtime.cluster import Cluster, Watching
 from runtime.config import Config
 from runtime.gateway.app import GatewayApp
 from runtime.gateway.asks import Asks
 from runtime.gateway.keyfile import KeyFile
 from runtime.gateway.limits import Gate
+from runtime.gateway.prompts import Prompts
+from runtime.gateway.telemetry import Telemetry, Watched
 
 __all__ = ["GAP_S", "prepare", "start", "stop"]
 
@@ -105,7 +107,8 @@ def start(cluster: Cluster, config: Config, prices: dict[str, Any], host: str, p
     try:
         serve.start(http_options={"host": host, "port": port}, proxy_location="EveryNode")
         deployment = serve.deployment(**options)(serve.ingress()(_Replica))
-        serve.run(deployment.bind(cluster.router_maker(prices), config), name=APP, route_prefix="/")
+        bound = deployment.bind(cluster.router_maker(prices), cluster.watching_maker(), config, cluster.name)
+        serve.run(bound, name=APP, route_prefix="/")
     except Exception as error:  # Serve raises RuntimeError and Ray's own for whatever went wrong in its processes
         reason = next(iter(str(error).splitlines()), "")
         raise ClusterError(f"the gateway did not start: {type(error).__name__}: {reason}"[:300]) from None
@@ -124,8 +127,15 @@ def stop() -> None:
 class _Replica:
     """One replica, as Serve makes it: a Router of its own behind the application."""
 
-    def __init__(self, make: Callable[..., Router], config: Config) -> None:
-        self._make, self._config = make, config
+    def __init__(
+        self, make: Callable[..., Router], watch: Callable[[], Watching] | None, config: Config, cluster: str
+    ) -> None:
+        self._make, self._watch, self._config, self._cluster = make, watch, config, cluster
+        gateway = config.gateway
+        replicas = gateway.max_replicas or gateway.replicas
+        self._gate = Gate(gateway.max_queued, 1.0 / replicas)
+        self._prompts = Prompts(config.prompts, replicas)
+        self._telemetry = Telemetry(config, self._gate, self._prompts)
         self._router: Router | None = None
         self._opening = asyncio.Lock()
 
@@ -137,13 +147,17 @@ class _Replica:
             min_quality=config.router.min_quality,
             deadline_s=config.router.deadline_s,
             share=config.coalesce.enabled,
+            structured=config.structured,
+            prompts=self._prompts,
         )
         app = GatewayApp(
-            self._opened,
+            self._watched,
             asks,
             keyfile.ring if keyfile is not None else lambda: None,
-            Gate(gateway.max_queued, 1.0 / (gateway.max_replicas or gateway.replicas)),
+            self._gate,
             int(gateway.max_body_mb * 1_000_000),
+            self._scrape if self._watch is not None else None,
+            self._telemetry.refused,
         )
         return app.asgi
 
@@ -152,6 +166,14 @@ class _Replica:
         if self._router is not None:
             router, self._router = self._router, None
             await router.close()
+            await self._telemetry.close()
+
+    async def _watched(self) -> Watched:
+        return Watched(await self._opened(), self._telemetry)
+
+    async def _scrape(self, accept: str) -> tuple[bytes, str]:
+        await self._opened()
+        return await self._telemetry.scrape(accept)
 
     async def _opened(self) -> Router:
         if self._router is None:
@@ -160,8 +182,10 @@ class _Replica:
                     from ray.serve import get_replica_context
 
                     replica = get_replica_context().replica_id.unique_id
-                    router = self._make(f"gateway/{replica}", max_gap_s=GAP_S)
+                    router = self._make(f"gateway/{replica}", max_gap_s=GAP_S, on_attempt=self._telemetry.attempt)
                     await router.open()
+                    watching = None if self._watch is None else self._watch()
+                    self._telemetry.open(replica, f"{self._cluster}/gateway/{replica}", router, watching)
                     self._router = router
         return self._router
 

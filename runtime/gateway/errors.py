@@ -11,6 +11,7 @@
     deadline                                 504      timeout_error
     auth, not_found (upstream)               502      server_error: the gateway's own trouble, told without its details
     invalid_output, malformed ...            502      server_error
+    broken_stream                            an event in the stream: server_error
     internal                                 500      server_error
 
 An endpoint's message is passed on only where it speaks of the caller's request. What it says of our key, our account or
@@ -85,7 +86,7 @@ def of_failure(failure: Failure) -> HttpFailure:
             return _made(504, "no tier answered in time", "timeout_error", "deadline")
         case "internal":
             return _made(500, "something went wrong inside the gateway", "server_error", kind)
-        case "invalid_output":
+        case "invalid_output" | "broken_stream":
             return _made(502, failure.message, "server_error", kind)
         case "auth" | "not_found":
             return _made(502, "a model endpoint refuses the gateway; its operator has to look", "server_error", kind)

@@ -3,6 +3,7 @@
 A keys file holds names and hashes, never a key:
 
     team-a sha256:9f86d081...                    one a line, as `raycade keys new team-a` writes them; # begins a comment
+    ops sha256:1b4f0e98... admin                 this one may read /metrics too: `raycade keys new ops --admin`
 
 or, in YAML (a file named *.yaml or *.yml), with limits:
 
@@ -14,6 +15,7 @@ or, in YAML (a file named *.yaml or *.yml), with limits:
         usd: {per_hour: 5}
         requests_per_minute: 600
         streams: 20                              at once
+        admin: true                              may read /metrics; absent: it may not
 
 Our keys are 256 random bits, so a plain SHA-256 cannot be searched, and no salt is needed. A presented key is hashed first; what
 is compared are hashes, so the time that a comparison takes tells nothing that helps to guess a key.
@@ -33,11 +35,12 @@ from actors.errors import ConfigError
 from actors.settings import Limits, ScopeSettings, Settings
 from runtime.yaml_lines import Document, check, parse, shown
 
-__all__ = ["PREFIX", "Key", "KeyRing", "hash_of", "new_key", "read_keys"]
+__all__ = ["ADMIN", "PREFIX", "Key", "KeyRing", "hash_of", "new_key", "read_keys"]
 
 PREFIX = "rk-"
 MAX_BYTES = 16 * 1024 * 1024
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+ADMIN = "admin"
 _HASH = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _EXPECTED = "expected NAME sha256:HASH, as `raycade keys new NAME` writes it; a key itself never stands in the file"
 
@@ -51,6 +54,8 @@ class Key(NamedTuple):
     budget: ScopeSettings = ScopeSettings()
     requests_per_minute: int | None = None
     streams: int | None = None
+    admin: bool = False
+    """It may read what concerns all keys: `/metrics`."""
 
 
 class KeyRing(NamedTuple):
@@ -93,6 +98,7 @@ class _Entry(Settings):
     usd: Limits = Limits()
     requests_per_minute: int | None = Field(None, ge=1)
     streams: int | None = Field(None, ge=1)
+    admin: bool = False
 
 
 class _File(Settings):
@@ -122,10 +128,10 @@ def _from_lines(data: bytes, file: str) -> KeyRing:
         words = raw.decode("utf-8", "replace").split("#", 1)[0].split()
         if not words:
             continue
-        digest = _HASH.fullmatch(words[1]) if len(words) == 2 else None
+        digest = _HASH.fullmatch(words[1]) if len(words) == 2 or words[2:] == [ADMIN] else None
         if digest is None or not NAME.fullmatch(words[0]):
             raise ConfigError(_EXPECTED, file, number)
-        _add(found, Key(words[0]), digest[1], file, number)
+        _add(found, Key(words[0], admin=len(words) > 2), digest[1], file, number)
     return KeyRing(found)
 
 
@@ -147,6 +153,7 @@ def _from_yaml(document: Document, tiers: list[str]) -> KeyRing:
             ScopeSettings(tokens=entry.tokens, usd=entry.usd),
             entry.requests_per_minute,
             entry.streams,
+            entry.admin,
         )
         for text in entry.sha256:
             digest = _HASH.fullmatch(text)

@@ -41,6 +41,11 @@ class Gate:
         self._buckets: dict[str, tuple[int, _Bucket]] = {}
         self._streams: dict[str, int] = {}
 
+    @property
+    def streams(self) -> int:
+        """Open streams, of all keys."""
+        return sum(self._streams.values())
+
     def enter(self, key: Key, now: float) -> None:
         """Count a request in, or raise HttpError. What has entered must leave."""
         if self.in_flight >= self._max_queued:

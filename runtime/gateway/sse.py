@@ -19,7 +19,6 @@ from runtime.gateway.errors import error_body, of_failure
 __all__ = ["MAX_BEHIND_BYTES", "Outgoing", "StreamResponse"]
 
 MAX_BEHIND_BYTES = 8 * 1024 * 1024
-DONE = b"data: [DONE]\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -30,6 +29,9 @@ Headers = list[tuple[bytes, bytes]]
 
 class Outgoing:
     """What has been said and not been written yet. The router's listener: `begin`, `hear`."""
+
+    done = b"data: [DONE]\n\n"
+    """What a whole answer ends with."""
 
     def __init__(self) -> None:
         self.tier = ""
@@ -44,13 +46,21 @@ class Outgoing:
 
     def hear(self, chunks: list[Chunk]) -> None:
         for chunk in chunks:
-            part = frame(chunk.data)
+            part = self.framed(chunk.data)
             self._parts.append(part)
             self._bytes += len(part)
         if self._bytes > MAX_BEHIND_BYTES:
             self.behind = True
             self._parts.clear()
         self._wake.set()
+
+    def framed(self, data: bytes) -> bytes:
+        """An event of the answer, as it is written."""
+        return frame(data)
+
+    def error(self, body: bytes) -> bytes:
+        """The event that an answer without an end stops with, from OpenAI's error object."""
+        return frame(body)
 
     def stop_waiting(self, _: object = None) -> None:
         """Nothing more will be said."""
@@ -91,12 +101,12 @@ class StreamResponse:
                 if outgoing.behind:
                     call.cancel()
                     said = "the client reads too slowly: it fell behind by more than the gateway holds"
-                    data = frame(error_body(said, "server_error", "slow_reader"))
+                    data = outgoing.error(error_body(said, "server_error", "slow_reader"))
                     await send({"type": "http.response.body", "body": data, "more_body": False})
                     return
                 over = call.done()
                 if over:
-                    data += _end(call)
+                    data += _end(call, outgoing)
                 await send({"type": "http.response.body", "body": data, "more_body": not over})
                 if over:
                     return
@@ -106,11 +116,11 @@ class StreamResponse:
             self._ended()
 
 
-def _end(call: "asyncio.Task[Result | Failure]") -> bytes:
+def _end(call: "asyncio.Task[Result | Failure]", outgoing: Outgoing) -> bytes:
     if call.cancelled() or call.exception() is not None:
-        return frame(error_body("something went wrong inside the gateway", "server_error", "internal"))
+        return outgoing.error(error_body("something went wrong inside the gateway", "server_error", "internal"))
     done = call.result()
-    return DONE if isinstance(done, Result) else frame(of_failure(done).body)
+    return outgoing.done if isinstance(done, Result) else outgoing.error(of_failure(done).body)
 
 
 async def _gone(receive: Callable[[], Awaitable[object]]) -> None:

@@ -108,8 +108,6 @@ def completions(request: dict[str, Any]) -> Ask:
 
 
 def responses(request: dict[str, Any]) -> Ask:
-    if request.get("stream"):
-        raise BadRequest("The mock does not stream /v1/responses.", "stream", "unsupported_value")
     given = request.get("input")
     limit = _positive(request, "max_output_tokens")
     wanted = request.get("text")
@@ -125,7 +123,10 @@ def responses(request: dict[str, Any]) -> Ask:
     items = [{"role": "tool", **item} if isinstance(item, dict) else item for item in given]
     ask = chat({"model": request.get("model"), "messages": items})
     return ask._replace(
-        max_tokens=limit, json=wanted.get("type") in ("json_schema", "json_object"), schema=wanted.get("schema")
+        max_tokens=limit,
+        stream=bool(request.get("stream")),
+        json=wanted.get("type") in ("json_schema", "json_object"),
+        schema=wanted.get("schema"),
     )
 
 

@@ -28,7 +28,7 @@ _KINDS = {
         Kind(b"chat/completions", ask.chat, shapes.chat_body, sse.chat_events),
         Kind(b"completions", ask.completions, shapes.completions_body, sse.completions_events),
         Kind(b"embeddings", ask.embeddings, shapes.embeddings_body),
-        Kind(b"responses", ask.responses, shapes.responses_body),
+        Kind(b"responses", ask.responses, shapes.responses_body, sse.responses_events),
     )
 }
 _SERVED = "POST " + ", ".join(f"/v1/{path.decode()}" for path in _KINDS) + "; GET /v1/models, /stats, /healthz"

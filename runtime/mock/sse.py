@@ -1,15 +1,16 @@
 """The events of a streamed answer, as bytes. Pure; `stream` sends them at the scenario's pace."""
 
-from typing import NamedTuple
+from itertools import count
+from typing import Any, NamedTuple
 
 import orjson
 
 from runtime.mock.ask import Ask
 from runtime.mock.behaviour import Behaviour
 from runtime.mock.content import Content
-from runtime.mock.shapes import contents, error_body, finish_reason, metered, quoted
+from runtime.mock.shapes import contents, error_body, finish_reason, metered, quoted, responses_body
 
-__all__ = ["Events", "chat_events", "completions_events"]
+__all__ = ["Events", "chat_events", "completions_events", "responses_events"]
 
 _DONE = b"data: [DONE]\n\n"
 _BAD = b'data: {"id":"chatcmpl-\n\n'
@@ -71,7 +72,53 @@ def _events(
     return Events(opening, tokens, b"".join(closing) + done, prompt, completion)
 
 
+def responses_events(ask: Ask, behaviour: Behaviour, id_: bytes, created: int) -> Events:
+    """The typed events of the Responses API: numbered, under their names, without `[DONE]`."""
+    made = responses_body(ask, behaviour._replace(outcome="answer"), id_, created)
+    whole = orjson.loads(made.body)
+    item = whole["output"][0]
+    part = item["content"][0]
+    numbers = count()
+    place = {"output_index": 0}
+    here = {**place, "item_id": item["id"], "content_index": 0}
+
+    def event(kind: str, **fields: Any) -> bytes:
+        value = {"type": kind, **fields, "sequence_number": next(numbers)}
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps(value))
+
+    begun = {**whole, "status": "in_progress", "output": [], "usage": None}
+    opening = (
+        event("response.created", response=begun)
+        + event("response.in_progress", response=begun)
+        + event("response.output_item.added", **place, item={**item, "status": "in_progress", "content": []})
+        + event("response.content_part.added", **here, part={**part, "text": ""})
+    )
+    tokens = [
+        event("response.output_text.delta", **here, delta=piece, logprobs=[])
+        for piece in _cut(part["text"], made.completion_tokens)
+    ]
+    middle = len(tokens) // 2
+    if behaviour.outcome == "truncated":
+        return Events(opening, tokens, b"", made.prompt_tokens, made.completion_tokens)
+    if behaviour.outcome == "error_event":
+        closing = event("error", code="server_error", message="The mock was told to fail.", param=None)
+        return Events(opening, tokens[:middle], closing, made.prompt_tokens, made.completion_tokens)
+    if behaviour.outcome == "bad_event":
+        tokens.insert(middle, _BAD)
+    closing = (
+        event("response.output_text.done", **here, text=part["text"], logprobs=[])
+        + event("response.content_part.done", **here, part=part)
+        + event("response.output_item.done", **place, item=item)
+        + event(f"response.{whole['status']}", response=whole)
+    )
+    return Events(opening, tokens, closing, made.prompt_tokens, made.completion_tokens)
+
+
 def _pieces(content: Content) -> list[str]:
+    return _cut(content.text, content.tokens)
+
+
+def _cut(text: str, tokens: int) -> list[str]:
     """The text in at most as many pieces as it has tokens."""
-    size = -(-len(content.text) // content.tokens) if content.tokens else 1
-    return [content.text[at : at + size] for at in range(0, len(content.text), size)]
+    size = -(-len(text) // tokens) if tokens else 1
+    return [text[at : at + size] for at in range(0, len(text), size)]

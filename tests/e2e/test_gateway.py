@@ -2,18 +2,29 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import hashlib
 import http.client
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import orjson
 import pytest
 
+from runtime.mock.content import echo
 from runtime.mock.process import MockProcess
+from runtime.prompts import load_prompts
+from runtime.prompts_release import release
 from tests.e2e.gateways import GatewayProcess
+from tests.e2e.jobs import ROOT
+from tests.e2e.test_metrics import Samples, parsed, total
 
 SCENARIO: dict[str, Any] = {
     "seed": 7,
@@ -25,9 +36,22 @@ SCENARIO: dict[str, Any] = {
         "dead": {"status": 500},
         "cut": {"reset_mid_body": 1.0, "tokens": 12, "tokens_per_s": 200},
         "limited": {"rate_limit": {"per_minute": 1, "burst": 1, "retry_after_s": 30}},
+        "forms": {
+            "reply": "json",
+            "json_value": {"queue": "{echo}", "urgent": False},
+            "dress": ["fenced", "truncated", "prefixed"],
+        },
+        "prose": {"replies": ["A printer, I should think."]},
     },
 }
 KEY, POOR, NARROW = "rk-test-key-of-somebody", "rk-test-key-of-the-poor", "rk-test-key-of-the-narrow"
+OPS = "rk-test-key-of-operations"
+QUEUE: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["queue", "urgent"],
+    "properties": {"queue": {"type": "string"}, "urgent": {"type": "boolean"}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +68,36 @@ def gateway(mock: MockProcess, tmp_path_factory: pytest.TempPathFactory) -> Iter
         {"name": "poor", "sha256": digest(POOR), "tokens": {"per_day": 1}},
         {"name": "narrow", "sha256": digest(NARROW), "tiers": ["steady"], "streams": 1},
     ]
+    keys.append({"name": "ops", "sha256": digest(OPS), "admin": True})
     (folder / "keys.yaml").write_bytes(orjson.dumps({"keys": keys}))
-    names = ("steady", "slow", "dead", "cut", "limited", "sleepy", "long")
+    write_prompts(folder / "prompts")
+    names = ("steady", "slow", "dead", "cut", "limited", "sleepy", "long", "forms", "prose")
     # A cascade of its own for each: `model` names where it starts, and only `cut` and `dead` have somewhere to go.
     tiers = [{"name": name, "base_url": mock.tier_url(name), "breaker": {"failure_threshold": 50}} for name in names]
-    order = [tiers[2], tiers[3], tiers[0], tiers[1], tiers[5], tiers[6], tiers[4]]
+    order = [tiers[2], tiers[3], tiers[0], tiers[1], tiers[5], tiers[6], *tiers[7:], tiers[4]]
     with GatewayProcess(
-        folder, order, gateway={"keys_file": "keys.yaml", "max_body_mb": 1}, router={"deadline_s": 20}
+        folder,
+        order,
+        gateway={"keys_file": "keys.yaml", "max_body_mb": 1},
+        router={"deadline_s": 20},
+        telemetry={"metrics_port": 0},
     ) as process:
         yield process
+
+
+def write_prompts(folder: Path) -> None:
+    """`say` with two versions, and `sort` with a schema: its second version has a model that answers prose."""
+    version = {"temperature": 0, "defaults": {"max_tokens": 64}}
+    sort = {**version, "user_template": "Sort {text}.", "schema": QUEUE, "structured": {"retries": 1}}
+    for name, versions in {
+        "say": [{**version, "user_template": f"{word}: {{text}}"} for word in ("First", "Second")],
+        "sort": [{**sort, "model": "forms"}, {**sort, "model": "prose"}],
+    }.items():
+        (folder / name).mkdir(parents=True)
+        for number, text in enumerate(versions, 1):
+            (folder / name / f"v{number}.yaml").write_bytes(orjson.dumps({"version": number, **text}))
+        release(str(folder), name, 1, {}, "first")
+    release(str(folder), "say", 2, {}, "better")
 
 
 def digest(key: str) -> str:
@@ -115,6 +160,8 @@ def test_the_other_endpoints(client: openai.OpenAI) -> None:
         "slow",
         "sleepy",
         "long",
+        "forms",
+        "prose",
         "limited",
     ]
     assert client.models.retrieve("steady").id == "steady"
@@ -295,3 +342,180 @@ def test_what_is_wrong_is_said_in_openais_shape(client: openai.OpenAI, gateway: 
     assert int(limited.value.response.headers["retry-after"]) > 1
     status, body = get(gateway, "/v2/models", {"Authorization": f"Bearer {KEY}"})
     assert (status, orjson.loads(body)["error"]["code"]) == (404, "unknown_url")
+
+
+# ---- registered prompts
+
+
+def raycade(gateway: GatewayProcess, *words: str) -> str:
+    """What a command of the operator's says, in the gateway's folder."""
+    command, env = [sys.executable, "-m", "runtime", *words], {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    done = subprocess.run(command, cwd=gateway.folder, env=env, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def prompt(name: str, text: str, **more: Any) -> dict[str, Any]:
+    """The arguments of a request for a registered prompt."""
+    extras = {"prompt": name, "variables": {"text": text}, **more}
+    return {"model": "auto", "messages": [], "extra_body": {"raycade": extras}}
+
+
+def test_a_prompt_by_its_name_and_a_rollback(client: openai.OpenAI, gateway: GatewayProcess) -> None:
+    """Its live version makes the messages, plain and streamed; a rollback holds from the next request on."""
+    ask = prompt("say", "hello") | {"model": "steady"}
+
+    def version() -> tuple[str, str]:
+        raw = client.chat.completions.with_raw_response.create(**ask)
+        return raw.headers["x-raycade-prompt"], (raw.parse().choices[0].message.content or "")[:21]
+
+    assert version() == ("say@2", echo("Second: hello"))
+    with client.chat.completions.with_streaming_response.create(**ask, stream=True) as stream:
+        assert stream.headers["x-raycade-prompt"] == "say@2"
+        assert read(stream.parse())[0].startswith(echo("Second: hello"))
+    raycade(gateway, "prompts", "rollback", "say", "--reason", "worse after all")
+    assert version() == ("say@1", echo("First: hello"))
+    ask["extra_body"]["raycade"]["prompt"] = "say@2"
+    assert version() == ("say@2", echo("Second: hello"))
+    for extras, param in (
+        ({"prompt": "sing", "variables": {}}, "raycade.prompt"),
+        ({"prompt": "say@9", "variables": {}}, "raycade.prompt"),
+        ({"prompt": "say", "variables": {}}, "raycade.variables.text"),
+        ({"prompt": "say", "variables": {"text": "a", "tone": "b"}}, "raycade.variables.tone"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(model="steady", messages=[], extra_body={"raycade": extras})
+        assert refused.value.param == param
+
+
+def test_the_answers_of_a_prompt_with_a_schema_are_what_they_claim_to_be(
+    client: openai.OpenAI, gateway: GatewayProcess, mock: MockProcess
+) -> None:
+    """The endpoint fences its JSON, cuts it short or talks around it: the caller gets the value, streamed or not, or an
+    error; never anything else. What was refused is in the failure log under its version."""
+    mock.reset()
+    texts = []
+    for number in range(4):
+        ask = prompt("sort", f"ticket {number}")
+        if number % 2:
+            text, reason, usage = read(client.chat.completions.create(**ask, stream=True))
+            assert (reason, usage) == ("stop", None)
+        else:
+            text = client.chat.completions.create(**ask).choices[0].message.content or ""
+        texts.append(text)
+    assert all(orjson.loads(text).keys() == {"queue", "urgent"} for text in texts)
+    assert mock.stats()["tiers"]["forms"]["requests"] > 4, "some had to be asked again"
+    for stream in (False, True):
+        with pytest.raises(openai.APIStatusError) as refused:
+            client.chat.completions.create(**prompt("sort@2", "prose"), stream=stream)
+        assert (refused.value.status_code, refused.value.code) == (502, "invalid_output")
+        assert refused.value.response.headers["x-raycade-prompt"] == "sort@2"
+    log = [orjson.loads(line) for line in (gateway.folder / "state" / "failures.jsonl").read_bytes().splitlines()]
+    assert {"sort@1", "sort@2"} <= {line["prompt"] for line in log}
+
+
+def test_a_trial_that_is_worse_stops_by_itself(client: openai.OpenAI, gateway: GatewayProcess) -> None:
+    """Its answers are refused: after some of them nobody gets it any more, release.yaml says why, and status too."""
+    folder = str(gateway.folder / "prompts")
+    release(folder, "sort", 1, {2: 0.5}, "try")
+    for number in range(100):
+        with contextlib.suppress(openai.APIStatusError):
+            client.chat.completions.create(**prompt("sort", f"trial {number}"))
+        if not load_prompts(folder).release("sort").trial:
+            break
+    now = load_prompts(folder).release("sort")
+    assert (now.stable, now.trial, now.history[-1].action) == (1, {}, "stopped")
+    assert "its answers were refused in" in now.history[-1].reason
+    for number in range(5):
+        client.chat.completions.create(**prompt("sort", f"after {number}"))
+    wait_until(lambda: "stopped the trial of sort@2" in raycade(gateway, "status"))
+    wait_until(lambda: "stopped the trial of sort@2" in gateway.said)
+
+
+# ---- metrics
+
+
+def scraped(gateway: GatewayProcess) -> Samples:
+    status, text = get(gateway, "/metrics", {"Authorization": f"Bearer {OPS}"})
+    assert status == 200
+    return parsed(text.decode())
+
+
+def test_metrics_are_for_keys_that_are_marked_so(gateway: GatewayProcess) -> None:
+    """Neither for nobody nor for any other key."""
+    assert get(gateway, "/metrics", {})[0] == 401
+    status, body = get(gateway, "/metrics", {"Authorization": f"Bearer {KEY}"})
+    assert (status, orjson.loads(body)["error"]["code"]) == (403, "not_admin")
+
+
+def test_metrics_equal_what_callers_and_the_endpoint_have_seen(
+    client: openai.OpenAI, gateway: GatewayProcess, mock: MockProcess
+) -> None:
+    """Plain, streamed, shared, refused and abandoned requests: tokens as the endpoint's own meter has them."""
+    mock.reset()
+    before = scraped(gateway)
+    for number in range(3):
+        client.chat.completions.create(model="steady", messages=words(f"count me {number}"))
+        read(client.chat.completions.create(model="steady", messages=words(f"and me {number}"), stream=True))
+    shared: Any = {"model": "slow", "messages": words("both of us"), "stream": True}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: read(client.chat.completions.create(**shared)), range(2)))
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="gpt-99", messages=words("hi"))
+    stream = client.chat.completions.create(model="long", messages=words("count nobody"), stream=True)
+    next(iter(stream))
+    stream.close()
+    after: Samples = {}
+
+    def more(name: str, **labels: str) -> float:
+        return total(after, name, **labels) - total(before, name, **labels)
+
+    def all_told() -> bool:
+        after.update(scraped(gateway))
+        return more("raycade_attempts_total", kind="cancelled") >= 1
+
+    wait_until(all_told)
+    assert more("raycade_requests_total", outcome="ok", tier="steady") == 6
+    assert more("raycade_requests_total", outcome="ok", tier="slow") == 1
+    assert more("raycade_coalesced_total") == more("raycade_requests_total", outcome="coalesced", tier="slow") == 1
+    assert more("raycade_requests_total", outcome="model_not_found") == 1
+    assert more("raycade_requests_total", outcome="cancelled") == 1
+    assert more("raycade_time_to_first_token_seconds_count") == more("raycade_time_per_token_seconds_count") == 4
+    meter = mock.stats()["tiers"]
+    for tier, kind in ((tier, kind) for tier in ("steady", "slow") for kind in ("prompt", "completion")):
+        assert more("raycade_tier_tokens_total", tier=tier, type=kind) == meter[tier][f"{kind}_tokens"]
+    assert more("raycade_unknown_tokens_total", tier="long") > 0, "what was left is booked whole"
+    assert total(after, "raycade_prompt_version_requests_total", prompt="say") >= 2
+    told = json.loads(raycade(gateway, "status", "--json"))["jobs"]
+    (entry,) = told
+    assert (entry["kind"], entry["output"]) == ("gateway", gateway.url)
+    (replica,) = entry["status"]["gateways"]
+    assert (replica["in_flight"], replica["streams"]) == (0, 0)
+    assert replica["answered"] >= 8
+    assert f"metrics at {entry['address']}/metrics" in gateway.said
+
+
+# ---- the Responses API, streamed
+
+
+def test_a_response_is_streamed(client: openai.OpenAI) -> None:
+    """The typed events as they came, and the same text as without a stream; the package's own helper puts it together."""
+    ask: Any = {"model": "steady", "input": "in so many words"}
+    whole = client.responses.create(**ask)
+    events = list(client.responses.create(**ask, stream=True))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[-1].type == "response.completed"
+    assert events[-1].response.usage == whole.usage
+    with client.responses.stream(**ask) as stream:
+        assert stream.get_final_response().output_text == whole.output_text
+
+
+def test_a_response_that_breaks_off_is_an_error(client: openai.OpenAI) -> None:
+    """There is no way to go on with another tier, and nobody takes it for whole: the package raises."""
+    stream = client.responses.create(model="cut", input="break in the middle", stream=True)
+    heard: list[str] = []
+    with pytest.raises(openai.APIError, match="broke off"):
+        heard.extend(event.type for event in stream)
+    assert "response.output_text.delta" in heard
+    assert "response.completed" not in heard

@@ -78,6 +78,18 @@ def test_shared_refused_and_misfitting_answers_are_counted_by_name() -> None:
     counts = counted(made)
     assert (counts["coalesced",], counts["runaway",]) == (1, 1)
     assert counts["structured_failures", "sort", "3", "premium"] == 2
+    assert counts["prompt_requests", "sort", "3", "invalid_output"] == 1
+    assert counts.get(("prompt_cost", "sort", "3"), 0) == 0
+
+
+def test_a_prompt_version_has_its_own_requests_tokens_and_cost() -> None:
+    """So that a ratio by version can be made: of refused answers, of cost per request."""
+    made = tally()
+    made.request("premium", "ok", (OK, OK), "/chat/completions", "sort@3")
+    made.request("premium", "coalesced", (), "/chat/completions", "sort@3")
+    counts = counted(made)
+    assert counts["prompt_requests", "sort", "3", "ok"] == counts["prompt_requests", "sort", "3", "coalesced"] == 1
+    assert (counts["prompt_tokens", "sort", "3"], counts["prompt_cost", "sort", "3"]) == (240, 900)
 
 
 def test_prompt_versions_without_end_make_no_labels_without_end() -> None:
@@ -104,9 +116,18 @@ def test_totals_are_values_of_their_moment() -> None:
 def test_a_duration_falls_into_the_bucket_whose_bound_it_does_not_pass() -> None:
     made = tally()
     for seconds in (0.0, BOUNDS_S[0], BOUNDS_S[-1], 1e6):
-        made.first_token("gpt-big", seconds)
-    counts = made.totals().distributions["first_token", "gpt-big"].counts
+        made.attempts((OK._replace(duration_s=seconds),), "/completions")
+    counts = made.totals().distributions["duration", "gpt-big", "/v1/completions"].counts
     assert (counts[0], counts[len(BOUNDS_S) - 1], counts[-1]) == (2, 1, 1)
+
+
+def test_a_stream_tells_its_first_token_and_its_pace() -> None:
+    """And whole answers, which have neither, are not in those distributions."""
+    made = tally()
+    made.attempts((OK, OK._replace(first_token_s=0.03, per_token_s=0.015)), "/chat/completions", request_id="req")
+    found = made.totals().distributions
+    assert (sum(found["first_token", "gpt-big"].counts), found["first_token", "gpt-big"].sum_us) == (1, 30_000)
+    assert (sum(found["per_token", "gpt-big"].counts), found["per_token", "gpt-big"].sum_us) == (1, 15_000)
 
 
 def test_the_table_knows_every_key_and_its_labels() -> None:
@@ -114,7 +135,7 @@ def test_the_table_knows_every_key_and_its_labels() -> None:
     lost = Attempt("basic", 1, "lost", 0, 0.0, booked=Amount(5, 9))
     made.request("premium", "coalesced", (OK._replace(misfit=True), lost), "/embeddings", "sort@3", "req", 0.1)
     made.request("none", "runaway_loop")
-    made.first_token("gpt-big", 0.1)
+    made.attempts((OK._replace(first_token_s=0.1, per_token_s=0.01),), "/chat/completions")
     made.add(("redone",), 1)
     totals = made.totals()
     table = {metric.key: metric for metric in METRICS}

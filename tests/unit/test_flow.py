@@ -14,7 +14,7 @@ from actors.budget import actor as budget_module
 from actors.budget.actor import BudgetActor
 from actors.coalescer import actor as coalescer_module
 from actors.coalescer.actor import CoalescerActor
-from actors.messages import Failure, Request, Result
+from actors.messages import Attempt, Chunk, Failure, Request, Result
 from actors.router import attempts as attempts_module
 from actors.router import flow as flow_module
 from actors.router import purse as purse_module
@@ -375,3 +375,68 @@ async def test_a_row_without_a_bound_gets_the_tiers(tmp_path: Path) -> None:
     async with house(tmp_path, {"a": endpoint}) as made:
         await made.ask(body=b'{"messages":[]}', max_tokens=None)
         assert endpoint.bodies[0]["max_tokens"] == 1024
+
+
+class Heard:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.tier = ""
+        self.chunks: list[Chunk] = []
+
+    def begin(self, tier: str) -> None:
+        self.tier = tier
+
+    def hear(self, chunks: list[Chunk]) -> None:
+        self.chunks += chunks
+
+
+@timed
+async def test_a_stream_whose_answer_must_satisfy_a_schema_is_judged_before_it_is_said(tmp_path: Path) -> None:
+    """The first reply is refused and nobody hears of it; the second comes in one piece, without its fence. One that never
+    satisfies it is a failure before the first word. It shares its call with the same request that is not streamed."""
+    replies = ["no", '```json\n{"a": 1}\n```']
+    body = PROMPT[:-1] + b',"stream_options":{"include_usage":true}}'
+    wanted: dict[str, Any] = {"schema": b'{"type":"object","required":["a"]}', "digest": b"d" * 32}
+    async with house(tmp_path, {"a": Endpoint(lambda n, b: answer(replies[n - 1] if n < 3 else "no"))}) as made:
+        heard = Heard()
+        streaming = Request(
+            "s", "/chat/completions", body, prompt_bound_tokens=100, max_tokens=16, stream=True, **wanted
+        )
+        plain = made.ask(**wanted)
+        done = await made.router.stream(streaming, heard)
+        assert isinstance(done, Result)
+        assert done.coalesced or (await plain).coalesced
+        (chunk,) = heard.chunks
+        told = orjson.loads(chunk.data)
+        assert (told["object"], told["choices"][0]["delta"]["content"]) == ("chat.completion.chunk", '{"a": 1}')
+        assert told["usage"]["completion_tokens"] == 5
+        assert (heard.tier, chunk.text) == ("a", '{"a": 1}')
+        assert all("stream" not in body and "stream_options" not in body for body in made.endpoints["a"].bodies)
+        silent = Heard()
+        failed = await made.router.stream(streaming._replace(digest=b"", reply_retries=0), silent)
+        assert isinstance(failed, Failure)
+        assert (failed.kind, silent.tier, silent.chunks) == ("invalid_output", "", [])
+
+
+@timed
+async def test_every_attempt_is_told_once_whoever_has_left(tmp_path: Path) -> None:
+    """A failed one, one that answered, and one whose caller went away: with what each was charged, as the ledger has it."""
+    told: list[tuple[str, str, str, int]] = []
+
+    def tell(request: Request, attempt: Attempt) -> None:
+        told.append((request.id, attempt.tier, attempt.kind, attempt.booked.tokens))
+
+    endpoints = {"a": Endpoint(lambda n, b: error(400, "no such field")), "b": Endpoint(lambda n, b: answer())}
+    async with house(tmp_path, endpoints, **BUDGET) as made:
+        made.router = made.another_router("counting", on_attempt=tell)
+        await made.router.open()
+        await made.ask(1, start_tier=1)
+        await made.ask(2)
+        leaving = made.ask(3, start_tier=1)
+        await asyncio.sleep(0.05)
+        leaving.cancel()
+        await asyncio.sleep(0.05)
+        assert told == [("r1", "b", "ok", 15), ("r2", "a", "bad_request", 0), ("r3", "b", "cancelled", 116)]
+        await made.router.close()
+        assert await made.spent() == (15 + 116, 0)

@@ -48,10 +48,23 @@ def test_yaml_with_limits(tmp_path: Path) -> None:
     assert (one.tiers, one.budget.tokens.per_day, one.requests_per_minute, one.streams) == (("cheap",), 1000, 60, 2)
 
 
+def test_who_may_read_what_concerns_all_keys(tmp_path: Path) -> None:
+    """Marked so in either form, as the command writes it; nobody else."""
+    lines, long = tmp_path / "keys", tmp_path / "keys.yaml"
+    lines.write_text(f"ops sha256:{digest('one')} admin\nteam {digest('two')}  # admin\n")
+    long.write_text(
+        f"keys:\n  - {{name: ops, sha256: {digest('one')}, admin: true}}\n  - {{name: team, sha256: {digest('two')}}}\n"
+    )
+    for file in (lines, long):
+        ring = read_keys(str(file), TIERS)
+        assert [(key.name, key.admin) for key in ring.keys] == [("ops", True), ("team", False)]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "wrong"),
     [
         ("keys", "team-a sk-proj-abcdefghij0123456789", r"keys:1: expected NAME sha256:HASH"),
+        ("keys", f"team-a {digest('x')} boss", r"keys:1: expected NAME sha256:HASH"),
         ("keys", f"fine {digest('x')}\nsk-proj-abcdefghij0123456789\n", r"keys:2: expected NAME sha256:HASH"),
         ("keys", f"a {digest('x')}\nb {digest('x')}", r"keys:2: the same key as that of a"),
         (

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import aiohttp
+import orjson
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as text_format
 
@@ -14,7 +15,7 @@ from actors.observer.actor import ObserverActor
 from actors.observer.exposition import exposed, families
 from actors.observer.metrics import METRICS
 from actors.observer.reporter import Reporter
-from actors.observer.scene import ActorScene, BudgetScene, JobScene, Report, Scene, Taken, TierScene
+from actors.observer.scene import ActorScene, BudgetScene, GatewayScene, JobScene, Report, Scene, Taken, TierScene
 
 OPEN_METRICS = "application/openmetrics-text;version=1.0.0"
 ACTOR = ActorScene("0", "open", "open", "HTTP 503", 4.0, 26.0, 3, 2, 20, 1)
@@ -126,6 +127,30 @@ async def test_status_tells_what_is_so_now(tmp_path: Path) -> None:
     assert told["tiers"][0]["actors"][0] == ACTOR._asdict()
     assert told["budgets"][0]["limit"] == 50_000_000
     assert told["age_s"] < 5
+    await actor.close()
+
+
+async def test_a_gateways_replicas_are_told_together(tmp_path: Path) -> None:
+    """Gauges are their sum, calls are those of all of them, and what they have to tell is found; a gateway passes the
+    scrape on."""
+    actor = observer(tmp_path)
+    one = GatewayScene("one", 5.0, 7, 2, 1000, 10, 1, 2, 3.5, 999, 1_500_000, 1, ("stopped a trial",))
+    scene = SCENE._replace(job=None, gateway=one)
+    await actor.report(Report(door("a", 2).totals(), scene))
+    address = (
+        await actor.report(Report(door("b", 3).totals(), scene._replace(gateway=one._replace(replica="two"))))
+    ).address
+    scraped, kind = await actor.scrape(OPEN_METRICS)
+    assert kind.startswith("application/openmetrics-text")
+    assert "raycade_gateway_requests" in scraped.decode()
+    told = samples((await get(address, "/metrics"))[0])
+    assert told["raycade_gateway_requests[('kind', 'plain')]"] == 10
+    assert told["raycade_gateway_requests[('kind', 'stream')]"] == 4
+    assert told["raycade_waiting_for_budget[]"] == 2
+    status = orjson.loads((await get(address, "/status"))[0])
+    assert [each["replica"] for each in status["gateways"]] == ["one", "two"]
+    assert (status["jobs"], status["tiers"][0]["answered"], status["tiers"][0]["kinds"]) == ([], 5, {})
+    assert await actor.look() == (Taken(address, True), ("stopped a trial",))
     await actor.close()
 
 

@@ -189,7 +189,7 @@ class TestRender:
 
     def test_a_missing_variable_is_named(self, prompts) -> None:
         """The row's error says which, and of which version."""
-        with pytest.raises(InputError, match="p@1 needs word, which the row does not have") as caught:
+        with pytest.raises(InputError, match="p@1 needs word, which is not given") as caught:
             render(prompts(p__v1=V1).choose("p", "", 1), {"Word": "x"})
         assert (caught.value.code, caught.value.field) == ("missing_variable", "variables.word")
 

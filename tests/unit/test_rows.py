@@ -7,8 +7,9 @@ import pytest
 
 from actors.settings import StructuredSettings, TierSettings
 from runtime.batch.reader import Row, RowError
-from runtime.batch.rows import Encoder, Rendered
+from runtime.batch.rows import Encoder
 from runtime.batch.sharing import Sharing
+from runtime.prompts import Rendered
 
 TIERS = [
     TierSettings.model_validate({"name": name, "model": model, "base_url": "http://x", "quality": quality})

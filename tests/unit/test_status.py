@@ -9,7 +9,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from actors.observer.scene import ActorScene, BudgetScene, JobScene, Scene, TierScene, plain
+from actors.observer.scene import ActorScene, BudgetScene, GatewayScene, JobScene, Scene, TierScene, plain
 from runtime.running import Entry, Running, running_jobs, sums_file
 from runtime.status import drawn, status
 
@@ -52,6 +52,22 @@ SCENE = Scene(
     ),
     halts=(("tier:premium", "by hand"),),
 )
+
+
+def test_a_gateway_is_told_with_the_sum_of_its_replicas() -> None:
+    """What it does, and what its operator should know."""
+    one = GatewayScene("one", 5.0, 7, 2, 1000, 1000, 1, 2, 3.5, 999, 1_500_000, 0, ("stopped the trial of p@2",))
+    told = {"age_s": 1.0, **plain(SCENE._replace(job=None)), "jobs": [], "gateways": [plain(one), plain(one)]}
+    entry = ENTRY._replace(kind="gateway", run="serve-1", output="http://127.0.0.1:8000/v1")
+    console = Console(width=200, record=True, file=io.StringIO(), color_system=None)
+    for part in drawn(entry, told, 1065.0):
+        console.print(part)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines[0] == "gateway serve-1  http://127.0.0.1:8000/v1, running 1 min 5 s, pid 4711"
+    assert lines[1] == (
+        "  7.0 requests/s over 2 replicas, 14 in hand (4 streams), 2,000 answered, 2 failed, 4 coalesced, 1,998 tokens, $3.00"
+    )
+    assert lines.count("  stopped the trial of p@2") == 1
 
 
 def test_a_job_is_told_with_progress_tiers_and_budgets() -> None:
