@@ -58,6 +58,7 @@ class Watching(NamedTuple):
 
     report: Callable[[Report], Awaitable[Taken]]
     scrape: Callable[[str], Awaitable[tuple[bytes, str]]]
+    live: Callable[[], Awaitable[bytes]]
     budget: Callable[[], Awaitable[Snapshot]]
 
 
@@ -292,7 +293,11 @@ def _watching(prefix: str) -> Watching:
         snapshot: Snapshot = await budget.show.remote()
         return snapshot
 
-    return Watching(report, scrape, show)
+    async def live() -> bytes:
+        told: bytes = await observer.live.remote()
+        return told
+
+    return Watching(report, scrape, live, show)
 
 
 def _cancel(stream: Any) -> None:

@@ -1,6 +1,6 @@
 """The observer actor: one address that serves the sums over all processes of a runtime, and what is so now.
 
-    doors --Report, once a second--> report() -> sums, scenes -> GET /metrics, GET /status, scrape() for a gateway
+    doors --Report, once a second--> report() -> sums, scenes -> GET /metrics, GET /status, GET /ui; scrape(), live() for a gateway
 
 It listens on 127.0.0.1 alone, on the node of the program that started it. If the port is taken, it takes another and says
 so in its answer. What it has been told is in a file before it answers, so after its own death no sum is less than before,
@@ -15,6 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -22,6 +23,8 @@ from prometheus_client import Metric as Family
 
 from actors.events import Key
 from actors.observer.exposition import exposed, families
+from actors.observer.history import History, prompts
+from actors.observer.page import HEADERS, PAGE
 from actors.observer.scene import Report, Scene, Taken, TierScene, gauges, plain
 from actors.observer.scrapers import Scrapers
 from actors.observer.sums import Sums
@@ -33,6 +36,7 @@ SENT_S = 0.1
 """For so long a scrape that was answered may take to leave."""
 SILENT_S = 60.0
 """What a source that has said nothing for so long saw is not shown any more; what it counted is."""
+LIVE_S = 1.0
 log = logging.getLogger("raycade.observer")
 
 
@@ -43,6 +47,7 @@ class ObserverActor:
         self._file = file
         self._port = port
         self._sums = Sums()
+        self._history = History()
         self._scenes: dict[str, tuple[Scene, float]] = {}
         """What each source has last seen, and when it told."""
         self._runner: web.AppRunner | None = None
@@ -59,11 +64,20 @@ class ObserverActor:
         if self._sums.take(report.totals):
             self._scenes[report.totals.source] = report.scene, time.monotonic()
             self._store()
+            now = time.time()
+            if self._history.due(now):
+                models = {tier.name: tier.model for tier in report.scene.tiers}
+                self._history.take(self._sums.counters(), self._sums.distributions(), models, now)
         return self._taken
 
     async def scrape(self, accept: str) -> tuple[bytes, str]:
         """`/metrics` for a gateway to pass on: the body and its content type."""
         return exposed(self._families, accept)
+
+    async def live(self) -> bytes:
+        """What the page shows, as JSON: `/status`, the last minutes, and the prompt versions."""
+        told = self._now() | {"series": self._history.plain(), "prompts": prompts(self._sums.counters())}
+        return orjson.dumps(told)
 
     async def look(self) -> tuple[Taken, tuple[str, ...]]:
         """Where it serves, and the notices of the gateway's replicas. Raises OSError when no port can be had."""
@@ -86,8 +100,8 @@ class ObserverActor:
     async def close(self) -> None:
         """Serve no more, and forget: the runtime ends."""
         if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+            runner, self._runner = self._runner, None
+            await runner.cleanup()
         with contextlib.suppress(OSError):
             os.unlink(self._file)
 
@@ -133,9 +147,15 @@ class ObserverActor:
             before = self._load()
             app = web.Application()
             app.add_routes(
-                [web.get("/metrics", self._metrics), web.get("/status", self._status), web.get("/", self._index)]
+                [
+                    web.get("/metrics", self._metrics),
+                    web.get("/status", self._status),
+                    web.get("/ui", self._page),
+                    web.get("/ui/live", self._live),
+                    web.get("/", self._index),
+                ]
             )
-            runner = web.AppRunner(app, access_log=None, handle_signals=False)
+            runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2 * LIVE_S)
             await runner.setup()
             port = await _listen(runner, dict.fromkeys((before or self._port, self._port, 0)))
             self._taken = Taken(f"http://{HOST}:{port}", self._port in (0, port))
@@ -154,6 +174,24 @@ class ObserverActor:
         return families(self._sums.counters(), self._sums.distributions(), seen)
 
     async def _status(self, request: web.Request) -> web.Response:
+        _local(request)
+        return web.Response(body=orjson.dumps(self._now()), content_type="application/json")
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return web.Response(body=PAGE, content_type="text/html", charset="utf-8", headers=HEADERS)
+
+    async def _live(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events, one every `LIVE_S`."""
+        _local(request)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while self._runner is not None:
+                await response.write(b"data: " + await self.live() + b"\n\n")
+                await asyncio.sleep(LIVE_S)
+        return response
+
+    def _now(self) -> dict[str, Any]:
         """What is so now. Durations in it were right `age_s` seconds ago."""
         fresh = sorted(self._fresh(), key=lambda each: each[1])
         scene, told_at = fresh[-1] if fresh else (Scene(), time.monotonic())
@@ -167,14 +205,21 @@ class ObserverActor:
             "gateways": [plain(each.gateway) for each, _ in fresh if each.gateway is not None],
         }
         del body["job"], body["gateway"]
-        return web.Response(body=orjson.dumps(body), content_type="application/json")
+        return body
 
     async def _index(self, request: web.Request) -> web.Response:
-        return web.Response(text="raycade: /metrics for Prometheus, /status as JSON\n")
+        return web.Response(text="raycade: /ui for people, /metrics for Prometheus, /status as JSON\n")
 
     def _fresh(self) -> list[tuple[Scene, float]]:
         now = time.monotonic()
         return [(scene, told_at) for scene, told_at in self._scenes.values() if now - told_at < SILENT_S]
+
+
+def _local(request: web.Request) -> None:
+    """Refuses what a web page that took a name of its own for this address may ask. Raises HTTPForbidden."""
+    name = request.host.rpartition(":")[0] or request.host
+    if name not in (HOST, "localhost"):
+        raise web.HTTPForbidden(text=f"ask for it as {HOST} or localhost\n")
 
 
 def _with_calls(tier: TierScene, calls: Mapping[Key, int]) -> TierScene:

@@ -17,12 +17,13 @@ from uuid import uuid4
 import orjson
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from actors.messages import Failure, Result
 from actors.messages import Request as RouterRequest
+from actors.observer.page import HEADERS, PAGE
 from actors.router.told import Listener
 from actors.router.whole import bare
 from runtime.gateway.asks import CONTENT, Asks
@@ -38,6 +39,7 @@ BODY_TIMEOUT_S = 30.0
 """A body that takes longer to arrive is not waited for."""
 NOBODY = Key("", admin=True)
 """Who calls where there are no keys, which is on loopback only."""
+LIVE_EVERY_S, LIVE_FOR_S = 1.0, 15.0
 JSON = b"application/json"
 
 Headers = list[tuple[bytes, bytes]]
@@ -64,11 +66,12 @@ class GatewayApp:
         gate: Gate,
         max_body_bytes: int,
         scrape: Scrape | None = None,
+        live: Callable[[], Awaitable[bytes]] | None = None,
         refused: Callable[[str], object] = lambda code: None,
     ) -> None:
-        """`scrape`: what `/metrics` answers to an Accept header, where metrics are served. `refused` is told the code of
-        what never came to the router."""
-        self._scrape, self._refused = scrape, refused
+        """`scrape`: what `/metrics` answers to an Accept header, and `live` what `/ui` shows, where metrics are served.
+        `refused` is told the code of what never came to the router."""
+        self._scrape, self._live, self._refused = scrape, live, refused
         self._router = router
         self._asks = asks
         self._keys = keys
@@ -83,6 +86,9 @@ class GatewayApp:
         routes.append(self._route("/v1/models/{model:path}", "GET", self._model))
         if scrape is not None:
             routes.append(self._route("/metrics", "GET", self._metrics, admin=True))
+        if live is not None:
+            routes.append(Route("/ui", _page))  # there is nothing in it: what it shows asks for a key
+            routes.append(self._route("/ui/live", "GET", self._lively, admin=True))
         handlers = {404: _not_found, 405: _not_allowed}
         self.asgi = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._life)
         # Starlette would answer /v1/models/ with a redirect to an address made of the Host header.
@@ -253,6 +259,19 @@ class GatewayApp:
         response.raw_headers.append((b"content-type", content_type.encode()))
         return response
 
+    async def _lively(self, http: Request, key: Key) -> Response:
+        """Server-sent events for the page. It ends after `LIVE_FOR_S`, and the page asks again: a drain waits no longer."""
+
+        async def events() -> AsyncIterator[bytes]:
+            until = time.monotonic() + LIVE_FOR_S
+            while time.monotonic() < until and not self.draining:
+                assert self._live is not None
+                with contextlib.suppress(Exception):  # the observer is being restarted
+                    yield b"data: " + await self._live() + b"\n\n"
+                await asyncio.sleep(LIVE_EVERY_S)
+
+        return StreamingResponse(events(), headers={"cache-control": "no-store"}, media_type="text/event-stream")
+
     async def _health(self, http: Request) -> Response:
         return _response(200, b'{"status":"ok"}', [])
 
@@ -270,6 +289,10 @@ async def _gone(http: Request) -> None:
     """Returns when the client has left. The body has been read: what comes next can only be that."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
+
+
+async def _page(http: Request) -> Response:
+    return Response(PAGE, headers=HEADERS, media_type="text/html")
 
 
 def _told(done: Result | Failure) -> Headers:

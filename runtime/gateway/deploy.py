@@ -157,6 +157,7 @@ class _Replica:
             self._gate,
             int(gateway.max_body_mb * 1_000_000),
             self._scrape if self._watch is not None else None,
+            self._live if self._watch is not None else None,
             self._telemetry.refused,
         )
         return app.asgi
@@ -170,6 +171,10 @@ class _Replica:
 
     async def _watched(self) -> Watched:
         return Watched(await self._opened(), self._telemetry)
+
+    async def _live(self) -> bytes:
+        await self._opened()
+        return await self._telemetry.live()
 
     async def _scrape(self, accept: str) -> tuple[bytes, str]:
         await self._opened()

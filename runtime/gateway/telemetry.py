@@ -131,6 +131,11 @@ class Telemetry:
         scraped: tuple[bytes, str] = await self._watching.scrape(accept)
         return scraped
 
+    async def live(self) -> bytes:
+        """What `/ui` shows, as JSON. Raises what Ray raises."""
+        told: bytes = await self._watching.live()
+        return told
+
     async def _look_at_ledger(self) -> None:
         while True:
             with contextlib.suppress(Exception):  # whatever troubles it, its routers are told in every answer

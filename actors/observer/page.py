@@ -1,0 +1,26 @@
+"""The page that shows how a runtime fares, and what a browser may do with it: nothing but what stands in it.
+
+It has no data of its own, so anyone may load it; what it shows comes from `/ui/live`, which asks for what `/status` asks for.
+"""
+
+import base64
+import hashlib
+from pathlib import Path
+
+__all__ = ["HEADERS", "PAGE"]
+
+PAGE = Path(__file__).with_name("page.html").read_bytes()
+
+
+def _hash(tag: bytes) -> str:
+    inside = PAGE.split(b"<" + tag + b">")[1].split(b"</" + tag + b">")[0]
+    return f"'sha256-{base64.b64encode(hashlib.sha256(inside).digest()).decode()}'"
+
+
+HEADERS = {
+    "Content-Security-Policy": f"default-src 'none'; connect-src 'self'; script-src {_hash(b'script')}; "
+    f"style-src {_hash(b'style')}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
