@@ -457,6 +457,7 @@ def test_metrics_equal_what_callers_and_the_endpoint_have_seen(
     for number in range(3):
         client.chat.completions.create(model="steady", messages=words(f"count me {number}"))
         read(client.chat.completions.create(model="steady", messages=words(f"and me {number}"), stream=True))
+    client.chat.completions.create(**prompt("say@1", "one more") | {"model": "steady"})
     shared: Any = {"model": "slow", "messages": words("both of us"), "stream": True}
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: read(client.chat.completions.create(**shared)), range(2)))
@@ -475,7 +476,7 @@ def test_metrics_equal_what_callers_and_the_endpoint_have_seen(
         return more("raycade_attempts_total", kind="cancelled") >= 1
 
     wait_until(all_told)
-    assert more("raycade_requests_total", outcome="ok", tier="steady") == 6
+    assert more("raycade_requests_total", outcome="ok", tier="steady") == 7
     assert more("raycade_requests_total", outcome="ok", tier="slow") == 1
     assert more("raycade_coalesced_total") == more("raycade_requests_total", outcome="coalesced", tier="slow") == 1
     assert more("raycade_requests_total", outcome="model_not_found") == 1
@@ -485,7 +486,7 @@ def test_metrics_equal_what_callers_and_the_endpoint_have_seen(
     for tier, kind in ((tier, kind) for tier in ("steady", "slow") for kind in ("prompt", "completion")):
         assert more("raycade_tier_tokens_total", tier=tier, type=kind) == meter[tier][f"{kind}_tokens"]
     assert more("raycade_unknown_tokens_total", tier="long") > 0, "what was left is booked whole"
-    assert total(after, "raycade_prompt_version_requests_total", prompt="say") >= 2
+    assert more("raycade_prompt_version_requests_total", prompt="say", version="1", outcome="ok") == 1
     told = json.loads(raycade(gateway, "status", "--json"))["jobs"]
     (entry,) = told
     assert (entry["kind"], entry["output"]) == ("gateway", gateway.url)
