@@ -11,11 +11,14 @@
     ├── BudgetExceeded       a budget would be passed; carries scope, window, unit, limit, spent and when it turns
     ├── RunawayLoop          the same request came too often; carries its digest, the count, the limit and the window
     ├── StoreError           the ledger's store cannot be used (disk full, not writable, damaged, not reachable)
+    ├── RequestFailed        a program's request got no answer; carries the kind of failure and when it is worth another try
     └── ClusterError         Ray could not be started, reached, or has other code than we do
 
 Every error survives pickling: all arguments go to `super().__init__`. Between actors, failures of a request are
-values (`messages.Failure`), not exceptions.
+values (`messages.Failure`), not exceptions; a program that asked gets them as RequestFailed.
 """
+
+from typing import Any
 
 __all__ = [
     "ActorLost",
@@ -26,6 +29,7 @@ __all__ = [
     "LaneClosed",
     "LaneTimeout",
     "RaycadeError",
+    "RequestFailed",
     "RunawayLoop",
     "StoreError",
 ]
@@ -135,6 +139,31 @@ class RunawayLoop(RaycadeError):
 
 class StoreError(RaycadeError):
     """The ledger's store cannot be used."""
+
+
+class RequestFailed(RaycadeError):
+    """A program's request failed (runtime/client.py). `kind` is a FailureKind of actors/messages.py.
+
+    `status`: the HTTP status of the last answer, 0 where there was none; `attempts`: what was tried, in order;
+    `cost_usd`: what it cost all the same; `body`: the endpoint's last error, as it came.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        status: int = 0,
+        retry_after_s: float | None = None,
+        attempts: tuple[Any, ...] = (),
+        cost_usd: float = 0.0,
+        body: bytes = b"",
+    ) -> None:
+        super().__init__(kind, message, status, retry_after_s, attempts, cost_usd, body)
+        self.kind, self.message, self.status, self.retry_after_s = kind, message, status, retry_after_s
+        self.attempts, self.cost_usd, self.body = attempts, cost_usd, body
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
 
 
 class ClusterError(RaycadeError):

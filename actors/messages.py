@@ -263,6 +263,8 @@ class TierCall(NamedTuple):
     """Endpoints (bit by number) that are out at the actor which probes them for the whole tier: avoided, never probed."""
     stream: StreamTerms | None = None
     """The answer is streamed: Chunks come first, and the Answer at the end has no body."""
+    whose: str = ""
+    """Of the job or key: those that wait take turns."""
 
 
 class Streaming(NamedTuple):

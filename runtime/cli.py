@@ -1,4 +1,4 @@
-"""The command line: `raycade batch | serve | keys | status | budget | prompts | mock`. Options are read here, what they do is elsewhere.
+"""The command line: `raycade batch | serve | up | down | keys | status | budget | prompts | mock`. Options are read here, what they do is elsewhere.
 
 Every error that a user can make ends in one line on stderr and exit code 2; a traceback is a defect of ours.
 """
@@ -95,6 +95,31 @@ def serve(
     from runtime.serve import run_gateway
 
     raise typer.Exit(run_gateway(config, host, port, address))
+
+
+@app.command()
+def up(
+    config: Annotated[str | None, typer.Option("-c", "--config", help="Default: raycade.yaml.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster; default: a Ray of its own here.")
+    ] = None,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay until Ctrl-C or SIGTERM.")] = False,
+) -> None:
+    """Start a runtime that stays: jobs, gateways and programs with the same configuration share its limits."""
+    from runtime.up import run_up
+
+    raise typer.Exit(run_up(config, address, foreground))
+
+
+@app.command()
+def down(
+    config: Annotated[str | None, typer.Option("-c", "--config", help="Default: raycade.yaml.")] = None,
+    address: Annotated[str | None, typer.Option(help="Address of the Ray cluster where it is up.")] = None,
+) -> None:
+    """End the runtime that `up` has started. Whoever uses it then loses it."""
+    from runtime.up import run_down
+
+    raise typer.Exit(run_down(config, address))
 
 
 keys = typer.Typer(help="The gateway's keys.", no_args_is_help=True)

@@ -1,75 +1,71 @@
-"""Everything that knows Ray: starting or joining it, making the actors, finding them again, and shutting down.
+"""The actors on Ray: making them, finding them again, calling them, and ending them.
 
 Actors are plain classes; Ray is applied here and nowhere else. They have names in one namespace, so that an actor that
 Ray restarts finds the others by name and no handle has to be kept in Ray's object store. All restart for ever; none
 has its calls retried by Ray, since a retried call to an endpoint is a call that is paid for twice.
+
+A set of actors belongs to the program that made it and ends with it; but one that `raycade up` has made stays. Its
+name tells its configuration and its code, so that whoever has the same finds it, and whoever has not learns that.
 """
 
 import asyncio
 import contextlib
-import hashlib
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported: nothing is sent anywhere
-os.environ.setdefault(
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-)  # its new default, which else is announced in a warning
 
 import ray
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import actors
-import runtime
 from actors.budget.actor import BudgetActor
 from actors.budget.rows import Snapshot
 from actors.coalescer.actor import CoalescerActor
-from actors.errors import ClusterError, RaycadeError
+from actors.errors import ClusterError
 from actors.lane import MAX_GAP_S, Lane, RayPeer
 from actors.messages import Request
 from actors.observer.scene import Report, Taken
 from actors.router.actor import RouterActor
-from actors.router.attempts import OnAttempt
 from actors.router.failures import FailureLog
-from actors.router.flow import Peers, Router
+from actors.router.flow import Router
 from actors.settings import Price, ScopeSettings
-from runtime.config import Config
+from runtime.config import Config, served_name
+from runtime.connection import NAMESPACE, Place, connect, disconnect, first_line, place_of
+from runtime.routers import GAP_S
 from runtime.running import sums_file
+from runtime.wiring import Watching, cancel, code_digest, find, make_router, plain, watching
 
-__all__ = ["Cluster", "Watching"]
+__all__ = ["NAMESPACE", "Cluster", "Watching"]
 
-NAMESPACE = "raycade"
-OBJECT_STORE_BYTES = 200 * 1024 * 1024
-"""Of an embedded Ray: rows travel inline, so the object store is nearly unused."""
 READY_TIMEOUT_S = 120.0
-EMBEDDED = {"RAY_task_events_report_interval_ms": "0", "RAY_event_stats": "0"}
-"""An embedded Ray has no dashboard, so nobody reads its record of every actor call, which costs a tenth of the CPU."""
 CLOSE_TIMEOUT_S = 8.0
 ASK_AGAIN_S = 0.25
+UP = "up"
 
 
-class Watching(NamedTuple):
-    """The observer and the ledger, as a gateway's replica reaches them. The calls raise what Ray raises."""
+class _Part(NamedTuple):
+    """An actor of a set, before it is made."""
 
-    report: Callable[[Report], Awaitable[Taken]]
-    scrape: Callable[[str], Awaitable[tuple[bytes, str]]]
-    live: Callable[[], Awaitable[bytes]]
-    budget: Callable[[], Awaitable[Snapshot]]
+    name: str
+    """Such as `router/0` or `tier/premium/1`."""
+    kind: type
+    arguments: tuple[object, ...]
+    placed: dict[str, object] | None = None
 
 
 class Cluster:
-    """A running set of actors. `start()` makes one, `close()` ends it."""
+    """A running set of actors. `start()` makes one, or finds one that is up; `close()` ends what it has made."""
 
-    def __init__(self, config: Config, prefix: str, embedded: bool) -> None:
+    def __init__(self, config: Config, name: str) -> None:
         self._config = config
-        self.name = self._prefix = prefix
-        """Of this set of actors; no other has it."""
-        self._embedded = embedded
+        self.name = name
+        """Of this use of a set of actors; no other has it."""
+        self.home = name
+        """Of the set itself."""
+        self.stays = False
+        """Whether the set outlives this program."""
         self.handles: dict[str, Any] = {}
         """Actor handles by name, such as `router/0` or `tier/premium/1`."""
 
@@ -81,24 +77,69 @@ class Cluster:
         address: str | None = None,
         routers: int | None = None,
         kind: str = "job",
+        max_gap_s: float = MAX_GAP_S,
+        check: Callable[[], object] = lambda: None,
     ) -> "Cluster":
-        """Start or join Ray, and make the actors. Raises ClusterError.
+        """Start or join Ray; use the actors that are up there, or make some. Raises ClusterError.
 
-        `routers`: how many router actors; None: router.replicas. A gateway's replicas have routers of their own.
-        `address`: a Ray cluster to join; None: the cluster this process was submitted to, if any, else an embedded one.
+        `routers`: how many router actors are needed; None: router.replicas. A gateway's replicas have routers of their own.
+        `address`: a Ray cluster to join, or `local` for a Ray of its own; None: the Ray that this program is connected to
+        or was submitted to, else the one where `raycade up` runs with this state_dir, else one of its own.
+        `max_gap_s`: of the routers' lanes, where they are made here; small where somebody waits for every word.
+        `check`: called before actors are made; raises for what only they need, such as keys.
         """
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
-        embedded = address == "local"
-        await asyncio.to_thread(_connect, address)
-        cluster = cls(config, f"{kind}-{uuid4().hex[:8]}", embedded)
+        await connect(place_of(config.state_dir, address))
+        cluster = cls(config, f"{kind}-{uuid4().hex[:8]}")
         try:
-            await cluster._make_actors(prices, routers)
+            cluster.stays = await asyncio.to_thread(_is_up, config)
+            if cluster.stays:
+                cluster.home = up_name(config)
+                await cluster._find_actors(prices, routers)
+            else:
+                check()
+                await cluster._make_actors(prices, routers, max_gap_s)
         except BaseException:
             await cluster.close()
             raise
         return cluster
 
-    async def _make_actors(self, prices: dict[str, Price], routers: int | None = None) -> None:
+    @classmethod
+    async def up(cls, config: Config, prices: dict[str, Price], address: str) -> "Cluster":
+        """Make a set of actors that stays and can be found. Raises ClusterError."""
+        await connect(Place(address))
+        cluster = cls(config, up_name(config))
+        try:
+            if await asyncio.to_thread(_is_up, config):
+                raise ClusterError("it is up already, with this configuration")
+            await cluster._make_actors(prices, None, GAP_S, lifetime="detached")
+        except BaseException:
+            await cluster.close()
+            raise
+        cluster.stays = True
+        return cluster
+
+    @classmethod
+    async def down(cls, config: Config, address: str) -> list[str]:
+        """End what is up on that Ray with the ledger of this configuration; the names. Raises ClusterError."""
+        await connect(Place(address))
+        ended = []
+        try:
+            for name, parts in (await asyncio.to_thread(_all_up, config)).items():
+                cluster = cls(config, name)
+                cluster.handles = {part: find(f"{name}/{part}") for part in parts}
+                await cluster._end_actors()
+                ended.append(name)
+        finally:
+            await disconnect()
+        return ended
+
+    @property
+    def address(self) -> str:
+        """Of the Ray it runs on, for others to join."""
+        return str(ray.get_runtime_context().gcs_address)
+
+    def _parts(self, prices: dict[str, Price], routers: int | None, max_gap_s: float) -> Iterator[_Part]:
+        """All actors of the set, in the order in which they are made."""
         config = self._config
         # Imported here, since a router's process imports this module too and has no use for the openai package.
         from actors.tier.actor import TierActor
@@ -108,52 +149,94 @@ class Cluster:
 
             # Where this program runs: scrapers and `raycade status` look for it on this machine.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-            file = sums_file(config.state_dir, self._prefix)
-            self._make("observer", ObserverActor, file, config.telemetry.metrics_port, scheduling_strategy=here)
-        self._make("budget", BudgetActor, config.budget, config.ledger_place)
-        self._make("coalescer", CoalescerActor, config.coalesce)
+            arguments = (sums_file(config.state_dir, self.home), config.telemetry.metrics_port)
+            yield _Part("observer", ObserverActor, arguments, {"scheduling_strategy": here})
+        yield _Part("budget", BudgetActor, (config.budget, config.ledger_place))
+        yield _Part("coalescer", CoalescerActor, (config.coalesce,))
         for tier in config.tiers:
             for index in range(tier.replicas):
-                self._make(f"tier/{tier.name}/{index}", TierActor, tier)
+                yield _Part(f"tier/{tier.name}/{index}", TierActor, (tier,))
+        make = partial(self.router_maker(prices), max_gap_s=max_gap_s)
         for index in range(config.router.replicas if routers is None else routers):
-            self._make(f"router/{index}", RouterActor, partial(self.router_maker(prices), f"router/{index}"))
-        made = [name for name in self.handles if name.startswith("router/")]
-        await asyncio.gather(*(self._ask(name, "open", timeout_s=READY_TIMEOUT_S) for name in made))
+            yield _Part(f"router/{index}", RouterActor, (partial(make, f"router/{index}"),))
+
+    async def _make_actors(
+        self, prices: dict[str, Price], routers: int | None, max_gap_s: float, **options: object
+    ) -> None:
+        for part in self._parts(prices, routers, max_gap_s):
+            self._make(part, **options)
+        await self._open_routers()
+
+    async def _find_actors(self, prices: dict[str, Price], routers: int | None) -> None:
+        """The handles of a set that is up, or is just being made."""
+        wanted = [part.name for part in self._parts(prices, routers, GAP_S)]
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                while wanted:
+                    try:
+                        self.handles[wanted[-1]] = await asyncio.to_thread(find, f"{self.home}/{wanted[-1]}")
+                        wanted.pop()
+                    except ValueError:
+                        await asyncio.sleep(ASK_AGAIN_S)
+        except TimeoutError:
+            raise ClusterError(
+                f"the runtime that is up has no actor {wanted[-1]}; end it with `raycade down`"
+            ) from None
+        await self._open_routers()
+
+    async def _open_routers(self) -> None:
+        names = [name for name in self.handles if name.startswith("router/")]
+        await asyncio.gather(*(self._ask(name, "open", timeout_s=READY_TIMEOUT_S) for name in names))
 
     def router_maker(self, prices: dict[str, Price]) -> Callable[..., Router]:
-        """What builds a Router, given its name, in whichever process of the cluster calls it; see `_make_router`."""
+        """What builds a Router, given its name, in whichever process of the cluster calls it; see `make_router`."""
         failures = FailureLog(os.path.abspath(self._config.state_dir))
-        return partial(_make_router, self._prefix, self._config, prices, _digest(), failures)
+        return partial(make_router, self.home, self._config, prices, code_digest(), failures)
 
     def watching_maker(self) -> Callable[[], Watching] | None:
         """What reaches the observer from whichever process of the cluster calls it; None: there is no observer."""
-        return partial(_watching, self._prefix) if "observer" in self.handles else None
+        return partial(watching, self.home) if "observer" in self.handles else None
 
     async def observer(self) -> tuple[Taken, tuple[str, ...]]:
         """Where metrics are served, and what gateways have to tell. Raises RaycadeError."""
         found: tuple[Taken, tuple[str, ...]] = await self._ask("observer", "look", timeout_s=10.0)
         return found
 
-    def _make(self, name: str, plain: type, *args: object, **placed: object) -> None:
+    def _make(self, part: _Part, **more: object) -> None:
         options = {
-            **placed,
-            "name": f"{self._prefix}/{name}",
+            **(part.placed or {}),
+            **more,
+            "name": f"{self.home}/{part.name}",
             "namespace": NAMESPACE,
             "num_cpus": 0,
             "max_restarts": -1,
             "max_task_retries": 0,
             "max_concurrency": 1000,
         }
-        self.handles[name] = ray.remote(plain).options(**options).remote(*args)
+        try:
+            self.handles[part.name] = ray.remote(part.kind).options(**options).remote(*part.arguments)
+        except ValueError as error:  # somebody else has made an actor of this name since we looked
+            raise ClusterError(first_line(error)) from None
 
     def router_lanes(
-        self, owner: str, on_note: Callable[[str, Any], None], weigh: Callable[[Request], int]
+        self,
+        owner: str,
+        on_note: Callable[[str, Any], None],
+        weigh: Callable[[Request], int],
+        max_gap_s: float = MAX_GAP_S,
     ) -> "list[Lane[Request, Any]]":
         """A calling half for every router, not yet open. `on_note` gets the router's name and its note."""
-        names = [name for name in self.handles if name.startswith("router/")]
+        named = {name: handle for name, handle in self.handles.items() if name.startswith("router/")}
         return [
-            Lane(owner, RayPeer(self.handles[name], _cancel), name=name, on_note=partial(on_note, name), weigh=weigh)
-            for name in names
+            Lane(
+                owner,
+                RayPeer(handle, cancel),
+                name=name,
+                on_note=partial(on_note, name),
+                weigh=weigh,
+                max_gap_s=max_gap_s,
+            )
+            for name, handle in named.items()
         ]
 
     async def open_job(self, job: str, max_tokens: int | None, max_usd: float | None) -> None:
@@ -180,6 +263,8 @@ class Cluster:
 
     async def last_scrape(self, most_s: float) -> bool:
         """Let whoever scrapes the observer see the end, if a scrape is due within `most_s`. Never raises."""
+        if self.stays:
+            return False  # it is there to be scraped tomorrow
         with contextlib.suppress(RayError, TimeoutError):
             async with asyncio.timeout(most_s + 1.0):
                 return bool(await self.handles["observer"].last_scrape.remote(most_s))
@@ -195,12 +280,19 @@ class Cluster:
                     except RayActorError:
                         await asyncio.sleep(ASK_AGAIN_S)
         except RayError as error:
-            raise _plain(error) from None
+            raise plain(error) from None
         except TimeoutError:
             raise ClusterError(f"the actor {name} does not answer within {timeout_s:g} s") from None
 
     async def close(self) -> None:
-        """Let the routers give back what they hold, then end the actors, and Ray if it is ours. Never raises."""
+        """End the actors, unless they stay, and let go of Ray. Never raises."""
+        if not self.stays:
+            await self._end_actors()
+        self.handles.clear()
+        await disconnect()
+
+    async def _end_actors(self) -> None:
+        """Let the routers give back what they hold, then end the actors."""
         routers = [handle.close.remote() for name, handle in self.handles.items() if name.startswith("router/")]
         with contextlib.suppress(Exception):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
@@ -213,127 +305,35 @@ class Cluster:
             with contextlib.suppress(Exception):
                 ray.kill(handle)
         self.handles.clear()
-        await asyncio.to_thread(ray.shutdown)
 
 
-def _connect(address: str) -> None:
-    if address == "local":
-        for name, value in EMBEDDED.items():
-            os.environ.setdefault(name, value)
-    options: dict[str, Any] = (
-        {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False} if address == "local" else {}
+# ---- what is up
+
+
+def up_name(config: Config) -> str:
+    """The name of a set of actors that stays: who has the same configuration and code has the same name for it."""
+    return f"{UP}-{served_name(config)}-{code_digest()[:12]}"
+
+
+def _all_up(config: Config) -> dict[str, list[str]]:
+    """The sets of actors on this Ray that stay, of the ledger that is meant, and the names of their actors."""
+    place = "-".join(up_name(config).split("-")[:2])
+    found: dict[str, list[str]] = {}
+    for entry in ray.util.list_named_actors(all_namespaces=True):
+        name, _, part = entry["name"].partition("/")
+        if entry["namespace"] == NAMESPACE and name.startswith(f"{place}-"):
+            found.setdefault(name, []).append(part)
+    return found
+
+
+def _is_up(config: Config) -> bool:
+    """Raises ClusterError when one of the same ledger is up that is another."""
+    name, others = up_name(config), _all_up(config)
+    if name in others or not others:
+        return name in others
+    same = any(other.rpartition("-")[0] == name.rpartition("-")[0] for other in others)
+    differs = "by another version of raycade" if same else "with another raycade.yaml"
+    raise ClusterError(
+        f"the runtime that is up with this state_dir was started {differs}: use the same, end it with `raycade down`, or "
+        "choose a state_dir of your own"
     )
-    try:
-        ray.init(
-            address=address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level="ERROR",
-            **options,
-        )
-    except Exception as error:  # Ray raises a dozen kinds here, from ConnectionError to its own
-        raise ClusterError(f"cannot {'start' if address == 'local' else 'reach'} Ray: {_first_line(error)}") from None
-
-
-def _make_router(
-    prefix: str,
-    config: Config,
-    prices: dict[str, Price],
-    digest: str,
-    failures: FailureLog,
-    name: str,
-    max_gap_s: float = MAX_GAP_S,
-    on_attempt: OnAttempt | None = None,
-) -> Router:
-    """Build a Router in the process that hosts it, from the names of the other actors. Raises ClusterError.
-
-    `max_gap_s`, `on_attempt`: see Router.
-    """
-    _check_code(digest)
-
-    def find(actor: str) -> Any:
-        return ray.get_actor(f"{prefix}/{actor}", namespace=NAMESPACE)
-
-    budget = find("budget")
-
-    async def exchange(message: Any) -> Any:
-        try:
-            return await budget.exchange.remote(message)
-        except RayError as error:  # whose text, with process ids and colours, would stand in the job's progress
-            raise _plain(error) from None
-
-    tiers = [[RayPeer(find(f"tier/{tier.name}/{i}"), _cancel) for i in range(tier.replicas)] for tier in config.tiers]
-    peers = Peers(tiers, RayPeer(find("coalescer"), _cancel) if config.coalesce.enabled else None, exchange)
-    return Router(
-        f"{prefix}/{name}",
-        config.tiers,
-        prices,
-        config.router,
-        config.budget,
-        config.coalesce,
-        peers,
-        failures,
-        max_gap_s,
-        on_attempt,
-    )
-
-
-def _watching(prefix: str) -> Watching:
-    observer, budget = (ray.get_actor(f"{prefix}/{name}", namespace=NAMESPACE) for name in ("observer", "budget"))
-
-    async def report(report: Report) -> Taken:
-        taken: Taken = await observer.report.remote(report)
-        return taken
-
-    async def scrape(accept: str) -> tuple[bytes, str]:
-        scraped: tuple[bytes, str] = await observer.scrape.remote(accept)
-        return scraped
-
-    async def show() -> Snapshot:
-        snapshot: Snapshot = await budget.show.remote()
-        return snapshot
-
-    async def live() -> bytes:
-        told: bytes = await observer.live.remote()
-        return told
-
-    return Watching(report, scrape, live, show)
-
-
-def _cancel(stream: Any) -> None:
-    ray.cancel(stream)
-
-
-def _sources() -> Iterable[Path]:
-    for package in (actors, runtime):
-        assert package.__file__ is not None
-        yield from sorted(Path(package.__file__).parent.rglob("*.py"))
-
-
-def _digest() -> str:
-    """What tells this code from another version of it."""
-    digest = hashlib.sha256()
-    for path in _sources():
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _check_code(expected: str) -> None:
-    if _digest() != expected:
-        raise ClusterError(
-            f"the workers have other code than the program that started them ({actors.__file__}, {runtime.__file__} there); "
-            "install the same version of raycade on all nodes, and mind folders of your own called actors or runtime"
-        )
-
-
-def _plain(error: RayError) -> RaycadeError:
-    """Our own error out of the one that Ray wraps around it."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, RaycadeError):
-        return cause
-    return error if isinstance(error, RaycadeError) else ClusterError(_first_line(error))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

@@ -40,6 +40,7 @@ __all__ = [
     "digest",
     "load_config",
     "resolve_prices",
+    "served_name",
 ]
 
 DEFAULT_FILE = "raycade.yaml"
@@ -159,6 +160,22 @@ def digest(config: Config) -> str:
         "min_quality": config.router.min_quality,
     }
     return hashlib.sha256(json.dumps(matters, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def served_name(config: Config) -> str:
+    """What tells runtimes apart that stay up: `PLACE-DIGEST`, the ledger they go by, and all else that their actors go by.
+
+    Two of one place would each believe that the limits are theirs alone. Not in it: what each door reads for itself
+    (prompts, structured, gateway), and the keys' budgets, which are the gateway's. Paths are in it as they were
+    written, since a job that was submitted stands in a folder of its own.
+    """
+    budget = config.budget.model_dump(mode="json", exclude={"keys"})
+    served = config.model_dump(mode="json", include={"tiers", "router", "coalesce"}) | {
+        "budget": budget,
+        "metrics": config.telemetry.metrics_port is not None,
+    }
+    parts = ([config.ledger or config.state_dir], 8), (served, 12)
+    return "-".join(hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:n] for part, n in parts)
 
 
 def resolve_prices(config: Config) -> dict[str, Price]:

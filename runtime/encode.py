@@ -3,7 +3,7 @@
 Every door makes its requests here: batch rows (runtime/batch/rows.py), the gateway and the Python client.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from actors.router.demands import demand_tokens, own_schema
 from actors.router.measure import LIMIT_FIELDS, measure
 from actors.settings import QUALITIES, StructuredSettings, TierSettings
 
-__all__ = ["CASCADE", "BodyEncoder", "Terms", "rank_of"]
+__all__ = ["CASCADE", "BodyEncoder", "Terms", "filled", "rank_of"]
 
 CASCADE = "auto"
 """As `model`: start at the first tier."""
@@ -136,6 +136,21 @@ class BodyEncoder:
             opaque=measured.opaque,
             predicted_tokens=measured.predicted_tokens,
         )
+
+
+def filled(path: str, said: Mapping[str, Any], prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a registered prompt, with what is said beside it: that goes before the prompt's defaults.
+
+    Any limit on the answer's length goes before any that the prompt has, whatever either is called.
+    """
+    limits = LIMIT_FIELDS.get(path, ())
+    bounded = any(said.get(name) is not None for name in limits)
+    body = dict(said)
+    for name, default in prompt.items():
+        absent = said.get(name) in ((None, CASCADE) if name == "model" else (None,))
+        if name == "messages" or (absent and not (bounded and name in limits)):
+            body[name] = default
+    return body
 
 
 def rank_of(quality: str) -> int:

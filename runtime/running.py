@@ -33,7 +33,9 @@ class Entry(NamedTuple):
     address: str = ""
     """Of its observer; empty where it has none, or none yet."""
     kind: str = "job"
-    """job or gateway; of a gateway, `output` is the address for its clients."""
+    """job, gateway or runtime; of a gateway, `output` is the address for its clients."""
+    ray: str = ""
+    """Of a runtime that is up: the address of its Ray, where others join it."""
 
 
 def sums_file(state_dir: str, name: str) -> str:
@@ -116,4 +118,5 @@ def _entry(plain: dict[str, Any]) -> Entry:
         float(plain["started"]),
         str(plain["address"]),
         str(plain.get("kind", "job")),
+        str(plain.get("ray", "")),
     )

@@ -27,7 +27,7 @@ from runtime.running import Entry, Running
 if TYPE_CHECKING:
     from runtime.cluster import Cluster
 
-__all__ = ["run_gateway"]
+__all__ = ["run_gateway", "watch", "with_keys"]
 
 LOOK_EVERY_S = 2.0
 
@@ -72,7 +72,7 @@ async def _serve(config: Config, prices: dict[str, Price], host: str, port: int,
             print(f"{url} serves: auto, {', '.join(tier.name for tier in config.tiers)}", flush=True)
             if config.gateway.keys_file is None:
                 _say("no gateway.keys_file: whoever is on this machine may call, nobody else can")
-            await _watch(cluster, config, registered, told)
+            await watch(cluster, config, registered, told)
             _say("stopping: answers under way are being finished ...")
             await asyncio.to_thread(deploy.stop)
     finally:
@@ -80,8 +80,8 @@ async def _serve(config: Config, prices: dict[str, Price], host: str, port: int,
         stack.close()
 
 
-async def _watch(cluster: "Cluster", config: Config, registered: Running, told: asyncio.Event) -> None:
-    """Until it is `told` to stop: say where metrics are, what the ledger found and what the replicas have to tell."""
+async def watch(cluster: "Cluster", config: Config, registered: Running, told: asyncio.Event) -> None:
+    """Until `told` to stop: say where metrics are, what the ledger found and what a gateway's replicas have to tell."""
     watching = [asyncio.create_task(LedgerWatch(cluster.budget, _say).run())]
     if config.telemetry.metrics_port is not None:
         watching.append(asyncio.create_task(_observe(cluster, config.telemetry.metrics_port, registered)))

@@ -1,17 +1,46 @@
-"""The router actor: hosts one Router for batch jobs and Python clients, and serves requests through lanes."""
+"""The router actor: hosts one Router for batch jobs and Python clients, and serves requests through lanes.
+
+A streamed request says what it hears in Parts of its item, so the tokens of all streams share the lane's yields.
+"""
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from typing import NamedTuple
 
 from actors.lane import MAX_GAP_S, Batch, LaneHost, LaneServer, Part, as_tasks
-from actors.messages import Failure, Request, Result
+from actors.messages import Chunk, Failure, Request, Result, pickled_flat
 from actors.router.flow import Router
 from actors.router.notes import RouterNote
 
-__all__ = ["RouterActor"]
+__all__ = ["Heard", "RouterActor"]
 
 NOTE_EVERY_S = 0.25
+
+
+class Heard(NamedTuple):
+    """What a Part of a streamed request holds."""
+
+    tier: str
+    """Who began to speak."""
+    events: list[bytes]
+    """The data of each, as it came."""
+
+
+pickled_flat(Heard)
+
+
+class _Teller:
+    """Passes a stream on (a Listener, actors/router/told.py)."""
+
+    def __init__(self, say: Callable[[Part], None]) -> None:
+        self._say, self._tier = say, ""
+
+    def begin(self, tier: str) -> None:
+        self._tier = tier
+
+    def hear(self, chunks: list[Chunk]) -> None:
+        self._say(Part(Heard(self._tier, [chunk.data for chunk in chunks])))
 
 
 class RouterActor(LaneHost):
@@ -23,7 +52,7 @@ class RouterActor(LaneHost):
         self._opening: asyncio.Lock | None = None
         self._noted_at = 0.0
         self._server: LaneServer[Request, Result | Failure] = LaneServer(
-            as_tasks(self._run, _internal), note=self._note, weigh=lambda done: len(done.body) + 400
+            as_tasks(self._run, _internal), note=self._note, weigh=_weigh
         )
 
     async def open(self) -> None:
@@ -58,6 +87,8 @@ class RouterActor(LaneHost):
 
     async def _run(self, request: Request, say: Callable[[Part], None]) -> Result | Failure:
         assert self._router is not None, "a lane is open, so the router is"
+        if request.stream:
+            return await self._router.stream(request, _Teller(say))
         return await self._router.run(request)
 
     def _note(self) -> RouterNote | None:
@@ -70,3 +101,9 @@ class RouterActor(LaneHost):
 
 def _internal(error: Exception) -> Failure:
     return Failure("internal", f"{type(error).__name__}: {error}"[:300])
+
+
+def _weigh(said: object) -> int:
+    if isinstance(said, Heard):
+        return sum(map(len, said.events)) + 60 * len(said.events)
+    return len(getattr(said, "body", b"")) + 400

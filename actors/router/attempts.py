@@ -325,6 +325,7 @@ class Attempts:
             past.endpoint_of(tier.state),
             tier.state.held(index),
             None if hear is None else tier.terms(request),
+            request.job or request.key,
         )
         actor.sent()
         tier.retries.deposit(now)

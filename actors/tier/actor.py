@@ -1,7 +1,7 @@
 """The tier actor: one process that calls a tier's endpoints, and everything that keeps it from calling too much.
 
-A call passes, in this order: the queue, the choice of an endpoint that is well and has room (upstream.py), the rate
-limits, the wire. Whatever holds it back before it is sent gives it back as a `Refusal`, which is not an attempt. When
+A call passes, in this order: the queue, in turns (turns.py), the choice of an endpoint that is well and has room
+(upstream.py), the rate limits, the wire. Whatever holds it back before it is sent gives it back as a `Refusal`, which is not an attempt. When
 the last endpoint goes out or asks for a pause, everything queued is given back at once, so that the router can go
 elsewhere within microseconds; while others are well, what waits goes to them.
 """
@@ -9,7 +9,6 @@ elsewhere within microseconds; while others are well, what waits goes to them.
 import asyncio
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
@@ -23,6 +22,7 @@ from actors.tier.endpoints import make_transports
 from actors.tier.limiter import RateLimits
 from actors.tier.streaming import stream_call
 from actors.tier.transport import Transport, TransportError
+from actors.tier.turns import Turns
 from actors.tier.upstream import Balancer, Busy, Upstream
 
 __all__ = ["TierActor", "TierReply"]
@@ -83,7 +83,7 @@ class TierActor(LaneHost):
         self._rate_pause_until = 0.0
         self._paced = 0
         """Calls that have a slot and wait for the tier's own rate limits."""
-        self._queue: deque[_Queued] = deque()
+        self._queue: Turns[_Queued] = Turns()
         self._pump_at: asyncio.TimerHandle | None = None
         self._sweeping = False
         self._server: LaneServer[TierCall, TierReply] = LaneServer(self._start, note=self.health, weigh=_weigh)
@@ -112,7 +112,7 @@ class TierActor(LaneHost):
 
     def _start(self, lane: str, call: TierCall, complete: Complete[TierReply | Part]) -> Cancel | None:
         queued = _Queued(call, complete, time.monotonic())
-        self._queue.append(queued)
+        self._queue.add(call.whose, queued)
         self._pump()
         if self._queue and not self._sweeping:
             self._sweeping = True
@@ -123,9 +123,9 @@ class TierActor(LaneHost):
         """Start what may start; give back what has nowhere to go."""
         queue = self._queue
         while queue:
-            queued = queue[0]
+            queued = queue.first()
             if queued.cancelled:
-                queue.popleft()
+                queue.take()
                 continue
             now = time.monotonic()
             if self._rate_pause_until > now:
@@ -136,14 +136,14 @@ class TierActor(LaneHost):
             choice = self._balancer.choose(call.path, avoid, call.held, now, random.random())
             match choice:
                 case Upstream():
-                    queue.popleft()
+                    queue.take()
                     self._send_to(choice, queued, now)
                 case Busy():
                     if choice.ready_at is not None:
                         self._pump_later(max(SHORTEST_PACE_S, choice.ready_at - now))
                     return
                 case Refusal():
-                    queue.popleft()
+                    queue.take()
                     queued.complete(choice)
                 case _:
                     assert_never(choice)
@@ -155,7 +155,7 @@ class TierActor(LaneHost):
 
     def _give_back(self, refusal: Refusal) -> None:
         """Refuse what waits."""
-        queue, self._queue = self._queue, deque()
+        queue, self._queue = self._queue, Turns()
         for queued in queue:
             if not queued.cancelled:
                 queued.complete(refusal)
@@ -230,7 +230,7 @@ class TierActor(LaneHost):
 
     def _wait_again(self, queued: _Queued) -> None:
         queued.task, queued.started = None, False
-        self._queue.appendleft(queued)
+        self._queue.put_back(queued.call.whose, queued)
 
     async def _send(self, queued: _Queued, upstream: Upstream) -> Answer | Failure:
         call = queued.call
@@ -267,15 +267,9 @@ class TierActor(LaneHost):
         """Give back what has waited too long."""
         now = time.monotonic()
         paced = self._balancer.paced
-        late = [one for one in self._queue if now - one.since >= one.call.queue_s or (paced and one.slow(now))]
-        if late:
-            gone = set(late)
-            self._queue = deque(one for one in self._queue if one not in gone)
-            for queued in late:
-                if not queued.cancelled:
-                    queued.complete(
-                        Refusal("rate", RATE_PAUSE_S) if queued.slow(now) and paced else Refusal("queue", 1.0)
-                    )
+        for queued in self._queue.leave(lambda q: now - q.since >= q.call.queue_s or (paced and q.slow(now))):
+            if not queued.cancelled:
+                queued.complete(Refusal("rate", RATE_PAUSE_S) if queued.slow(now) and paced else Refusal("queue", 1.0))
         self._pump()  # an endpoint may be due again, while those that are well are full of calls that hang
         self._sweeping = bool(self._queue)
         if self._sweeping:

@@ -32,6 +32,7 @@ __all__ = [
     "RawRow",
     "Row",
     "RowError",
+    "body_error",
     "open_input",
     "parse_row",
 ]
@@ -423,6 +424,15 @@ def parse_row(raw: RawRow) -> Row | RowError:
         field, expected, found = wrong
         return _refused(raw, "invalid_body", f"expected {expected}, found {_show(found)}", f"body.{field}", custom_id)
     return Row(raw.number, raw.file, raw.line, custom_id, path, body, None)
+
+
+def body_error(path: str, body: dict[str, Any]) -> InputError | None:
+    """What is wrong with a body that stands in no file."""
+    wrong = _wrong_body(path, body)
+    if wrong is None:
+        return None
+    field, expected, found = wrong
+    return InputError("invalid_body", f"expected {expected}, found {_show(found)}", field=field)
 
 
 def _wrong_body(path: str, body: dict[str, Any]) -> _Wrong | None:

@@ -32,6 +32,7 @@ from runtime.batch.sharing import Sharing
 from runtime.batch.tally import Tally
 from runtime.batch.writer import OutputWriter
 from runtime.prompts_job import JobPrompt
+from runtime.routers import REDO_LIMIT, budget_pause_s, how, least_loaded, weight
 
 __all__ = ["BatchRun", "Ending", "Stop"]
 
@@ -41,9 +42,6 @@ PIECE_ROWS = 64
 """Rows that are handed out at one go; the journal's intent runs ahead of the calls by at most this many."""
 IN_FLIGHT_BYTES = 256 << 20
 CHECKPOINT_S = 5.0
-REDO_LIMIT = 20
-"""How often a row is sent again after actors died with it; then it is the row that is suspected of killing them."""
-BUDGET_LOOK_S = 30.0
 GRACE_S = 60.0
 LAST_ROWS_S = 1.0
 
@@ -114,9 +112,7 @@ class BatchRun:
             loop.add_signal_handler(number, self._interrupted)
         checkpoints = asyncio.create_task(self._checkpoint())
         try:
-            self._lanes = self._make_lanes(
-                f"batch-{self._journal.run}", weigh=lambda request: len(request.body) + 350, on_note=self._noted
-            )
+            self._lanes = self._make_lanes(f"batch-{self._journal.run}", weigh=weight, on_note=self._noted)
             await asyncio.gather(*(lane.open(60.0) for lane in self._lanes))
             self._feeding = asyncio.ensure_future(self._feed())
             await self._until_stopped(_uncancelled(self._feeding))
@@ -258,7 +254,7 @@ class BatchRun:
 
     def _post(self, row: Row, request: Request, redone: int, since: float = 0.0) -> None:
         since = since or time.monotonic()
-        lane = min(self._lanes, key=lambda lane: lane.outstanding + (0 if lane.up else 1_000_000))
+        lane = least_loaded(self._lanes)
         with contextlib.suppress(LaneClosed):  # closing: the row stays undone
             lane.post(
                 request, lambda done: self._on_done(row, request, redone, since, done), request.deadline_s + GRACE_S
@@ -313,25 +309,13 @@ class BatchRun:
         self._count(row, request, result.tier, outcome, result.attempts, since)
         if result.coalesced:
             self.tally.shared(result.usage.total_tokens)
-            extra: dict[str, Any] = {"tier": result.tier, "coalesced": True, "cost_usd": 0}
         else:
             self.tally.result(result, self._encoder.first_tier(request))
-            extra = {"tier": result.tier, "attempts": len(result.attempts), "cost_usd": result.cost.usd_micros / 1e6}
-            if any(attempt.hedged for attempt in result.attempts):
-                extra["hedged"] = True
-            extra["latency_s"] = _latency_s(result)
-            if not result.metered:
-                extra["usage"] = "unknown"
-            if result.refused_replies:  # the body's usage is of the last reply only
-                extra |= {"refused_replies": result.refused_replies, "tokens": result.cost.tokens}
             self._observe(request, result, "")
-        self._line(row, request, result, extra)
+        self._line(row, request, result)
 
-    def _line(self, row: Row, request: Request, result: Result, extra: dict[str, Any]) -> None:
-        if request.prompt:
-            extra["prompt"] = request.prompt
-        if result.parsed:
-            extra["parsed"] = orjson.loads(result.parsed)
+    def _line(self, row: Row, request: Request, result: Result) -> None:
+        extra = how(result, request.prompt)
         self._writer.add_result(row, result.body, result.status, self._request_id(row), extra)
         self._ended(request)
 
@@ -380,8 +364,7 @@ class BatchRun:
                 if isinstance(done, Result):
                     self.tally.shared(done.usage.total_tokens)
                     self._count(follower, their_request, done.tier, "coalesced")
-                    extra = {"tier": done.tier, "coalesced": True, "cost_usd": 0}
-                    self._line(follower, their_request, done, extra)
+                    self._line(follower, their_request, done._replace(coalesced=True))
                 else:
                     self._add_failure(follower, their_request, done._replace(attempts=(), cost=type(done.cost)()))
             return
@@ -415,9 +398,9 @@ class BatchRun:
         self.tally.spent_in_vain(failure)
         if self._facts is not None:
             self._facts.attempts(failure.attempts, request.path, request.prompt)
-        if self._wait_for_budget and failure.retry_after_s is not None and not self._ending.stop:
+        pause_s = budget_pause_s(failure, self._wait_for_budget)
+        if pause_s is not None and not self._ending.stop:
             self._on_event(failure.message)
-            pause_s = min(failure.retry_after_s + 0.5, BUDGET_LOOK_S)
             asyncio.get_running_loop().call_later(pause_s, self._post, row, request, 0)
             return
         self._stop("budget", failure.message)
@@ -509,12 +492,6 @@ async def _uncancelled(task: "asyncio.Future[None]") -> None:
     await asyncio.wait({task})
     if not task.cancelled():
         task.result()
-
-
-def _latency_s(result: Result) -> float:
-    """How long the endpoints took that answered, refused replies included; waits and failed attempts are not in it."""
-    attempts = result.attempts
-    return round(attempts[0].duration_s if len(attempts) == 1 else sum(one.duration_s for one in attempts), 4)
 
 
 def _total_tokens(body: bytes) -> int:

@@ -13,9 +13,8 @@ from pydantic import Field, JsonValue, ValidationError
 
 from actors.errors import InputError
 from actors.messages import Request
-from actors.router.measure import LIMIT_FIELDS
 from actors.settings import QUALITIES, Quality, Settings, StructuredSettings, TierSettings
-from runtime.encode import CASCADE, BodyEncoder, Terms, rank_of
+from runtime.encode import CASCADE, BodyEncoder, Terms, filled, rank_of
 from runtime.gateway.errors import HttpError
 from runtime.gateway.keys import Key
 from runtime.prompts import Rendered
@@ -145,16 +144,12 @@ class Asks:
             if value.get("n") not in (None, 1):
                 message = f"the prompt {made.ref} has a schema, which one answer has to satisfy"
                 raise HttpError(400, message, code="not_allowed", param="n")
-        limits = LIMIT_FIELDS[path]
-        bounded = any(value.get(name) is not None for name in limits)
-        for name, default in made.body.items():
-            if name == "model" and value.get(name) in (None, CASCADE):
-                if not any(default in (tier.name, tier.model) and _may(key, tier) for tier in self._tiers):
-                    message = f"the prompt {made.ref} asks for a model that is not served to this key"
-                    raise HttpError(400, message, code="not_allowed", param="raycade.prompt")
-                value[name] = default
-            elif name == "messages" or (value.get(name) is None and not (bounded and name in limits)):
-                value[name] = default
+        asked = value.get("model")
+        value.update(filled(path, value, made.body))
+        model = value.get("model")
+        if model != asked and not any(model in (tier.name, tier.model) and _may(key, tier) for tier in self._tiers):
+            message = f"the prompt {made.ref} asks for a model that is not served to this key"
+            raise HttpError(400, message, code="not_allowed", param="raycade.prompt")
         return made
 
     def _request(

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -37,8 +36,6 @@ def _fresh_meter(mock: MockProcess) -> None:
 @asynccontextmanager
 async def routers(url: str) -> AsyncIterator[tuple[Any, list[Lane[Request, Any]]]]:
     """A cluster's actors on the tests' Ray, and a lane to each router."""
-    import ray
-
     from runtime.cluster import Cluster
     from runtime.config import Config, resolve_prices
 
@@ -46,18 +43,16 @@ async def routers(url: str) -> AsyncIterator[tuple[Any, list[Lane[Request, Any]]
         tier = {"name": "only", "model": "m", "base_url": url, "price": {"prompt": 1, "completion": 2}}
         given = {"state_dir": state_dir, "tiers": [tier], "router": {"replicas": ROUTERS}}
         config = Config.model_validate(given)
-        cluster = Cluster(config, f"test-{uuid4().hex[:8]}", embedded=False)
+        cluster = await Cluster.start(config, resolve_prices(config), kind="test")
         lanes: list[Lane[Request, Any]] = []
         try:
-            await cluster._make_actors(resolve_prices(config))
             lanes = cluster.router_lanes("test", lambda name, note: None, lambda request: 500)
             await asyncio.gather(*(lane.open(60.0) for lane in lanes))
             yield cluster, lanes
         finally:
             for lane in lanes:
                 await lane.close()
-            for handle in cluster.handles.values():  # not cluster.close(), which would end the Ray of all tests
-                ray.kill(handle)
+            await cluster.close()
 
 
 def ask(number: int) -> Request:

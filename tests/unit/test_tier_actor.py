@@ -88,9 +88,12 @@ class Tier:
         tokens: int = 1,
         timeout_s: float = 10.0,
         request: str = "",
+        whose: str = "",
     ) -> "asyncio.Task[Any]":
         self.asked += 1
-        call = TierCall(request or f"r{self.asked}", "/chat/completions", b"{}", timeout_s, queue_s, rate_s, tokens)
+        call = TierCall(
+            request or f"r{self.asked}", "/chat/completions", b"{}", timeout_s, queue_s, rate_s, tokens, whose=whose
+        )
         return asyncio.create_task(self.lane.call(call, 10_000.0))
 
     def calls(self, count: int, **options: Any) -> "list[asyncio.Task[Any]]":
@@ -136,6 +139,17 @@ async def test_no_more_calls_at_once_than_configured() -> None:
     async with serving(Script(), concurrency=3) as tier:
         assert kinds(await asyncio.gather(*tier.calls(20))) == ["ok"] * 20
         assert tier.script.peak == 3
+
+
+@timed
+async def test_a_job_with_many_rows_does_not_hold_up_another() -> None:
+    """What waits takes turns by job: two rows of one wait for a few of the other's, not for all of them."""
+    async with serving(Script(latency_s=1.0), concurrency=2) as tier:
+        many = tier.calls(100, whose="many")
+        await asyncio.sleep(0.5)
+        async with asyncio.timeout(4):
+            assert kinds(await asyncio.gather(*tier.calls(2, whose="few"))) == ["ok", "ok"]
+        assert kinds(await asyncio.gather(*many)) == ["ok"] * 100
 
 
 @timed

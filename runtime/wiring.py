@@ -1,0 +1,142 @@
+"""What processes of the cluster do with names: find the other actors, and build what reaches them.
+
+A router actor and a gateway's replica call these where they run, so that no handle has to travel.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import RayError
+
+import actors
+import runtime
+from actors.budget.rows import Snapshot
+from actors.errors import ClusterError, RaycadeError
+from actors.lane import MAX_GAP_S, RayPeer
+from actors.observer.scene import Report, Taken
+from actors.router.attempts import OnAttempt
+from actors.router.failures import FailureLog
+from actors.router.flow import Peers, Router
+from actors.settings import Price
+from runtime.config import Config
+from runtime.connection import NAMESPACE, first_line
+
+__all__ = ["Watching", "cancel", "code_digest", "find", "make_router", "plain", "watching"]
+
+
+class Watching(NamedTuple):
+    """The observer and the ledger, as a gateway's replica reaches them. The calls raise what Ray raises."""
+
+    report: Callable[[Report], Awaitable[Taken]]
+    scrape: Callable[[str], Awaitable[tuple[bytes, str]]]
+    live: Callable[[], Awaitable[bytes]]
+    budget: Callable[[], Awaitable[Snapshot]]
+
+
+def find(name: str) -> Any:
+    """The actor of that name. Raises ValueError."""
+    return ray.get_actor(name, namespace=NAMESPACE)
+
+
+def make_router(
+    prefix: str,
+    config: Config,
+    prices: dict[str, Price],
+    digest: str,
+    failures: FailureLog,
+    name: str,
+    max_gap_s: float = MAX_GAP_S,
+    on_attempt: OnAttempt | None = None,
+) -> Router:
+    """Build a Router in the process that hosts it, from the names of the other actors. Raises ClusterError.
+
+    `max_gap_s`, `on_attempt`: see Router.
+    """
+    _check_code(digest)
+
+    def peer(actor: str) -> RayPeer:
+        return RayPeer(find(f"{prefix}/{actor}"), cancel)
+
+    budget = find(f"{prefix}/budget")
+
+    async def exchange(message: Any) -> Any:
+        try:
+            return await budget.exchange.remote(message)
+        except RayError as error:  # whose text, with process ids and colours, would stand in the job's progress
+            raise plain(error) from None
+
+    tiers = [[peer(f"tier/{tier.name}/{index}") for index in range(tier.replicas)] for tier in config.tiers]
+    peers = Peers(tiers, peer("coalescer") if config.coalesce.enabled else None, exchange)
+    return Router(
+        f"{prefix}/{name}",
+        config.tiers,
+        prices,
+        config.router,
+        config.budget,
+        config.coalesce,
+        peers,
+        failures,
+        max_gap_s,
+        on_attempt,
+    )
+
+
+def watching(prefix: str) -> Watching:
+    """What reaches the observer and the ledger from this process."""
+    observer, budget = (find(f"{prefix}/{name}") for name in ("observer", "budget"))
+
+    async def report(report: Report) -> Taken:
+        taken: Taken = await observer.report.remote(report)
+        return taken
+
+    async def scrape(accept: str) -> tuple[bytes, str]:
+        scraped: tuple[bytes, str] = await observer.scrape.remote(accept)
+        return scraped
+
+    async def show() -> Snapshot:
+        snapshot: Snapshot = await budget.show.remote()
+        return snapshot
+
+    async def live() -> bytes:
+        told: bytes = await observer.live.remote()
+        return told
+
+    return Watching(report, scrape, live, show)
+
+
+def cancel(stream: Any) -> None:
+    """Stop what produces a stream."""
+    ray.cancel(stream)
+
+
+def _sources() -> Iterable[Path]:
+    for package in (actors, runtime):
+        assert package.__file__ is not None
+        yield from sorted(Path(package.__file__).parent.rglob("*.py"))
+
+
+def code_digest() -> str:
+    """What tells this code from another version of it."""
+    digest = hashlib.sha256()
+    for path in _sources():
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _check_code(expected: str) -> None:
+    if code_digest() != expected:
+        raise ClusterError(
+            f"the workers have other code than the program that started them ({actors.__file__}, {runtime.__file__} there); "
+            "install the same version of raycade on all nodes, and mind folders of your own called actors or runtime"
+        )
+
+
+def plain(error: RayError) -> RaycadeError:
+    """Our own error out of the one that Ray wraps around it."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, RaycadeError):
+        return cause
+    return error if isinstance(error, RaycadeError) else ClusterError(first_line(error))
