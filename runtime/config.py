@@ -33,7 +33,9 @@ from actors.settings import (
 from runtime.yaml_lines import Document, Path, check, joined, looks_secret, read, shown
 
 __all__ = [
+    "BatchSettings",
     "Config",
+    "FileSettings",
     "GatewaySettings",
     "PromptSettings",
     "TelemetrySettings",
@@ -75,6 +77,29 @@ class PromptSettings(Settings):
     trial: TrialSettings = TrialSettings()
 
 
+class FileSettings(Settings):
+    """Of /v1/files; each key has so much."""
+
+    max_mb: float = Field(default=200.0, gt=0, le=10_000)
+    """Of one upload."""
+    max_total_mb: float = Field(default=10_000.0, gt=0, allow_inf_nan=False)
+    """Of all a key's files; beyond it nothing more is taken."""
+    keep_days: float = Field(default=30.0, gt=0, le=3650)
+    """Files are removed then, unless the client has named a time."""
+
+
+class BatchSettings(Settings):
+    """Of /v1/batches."""
+
+    max_rows: int = Field(default=50_000, ge=1)
+    per_key: int = Field(default=20, ge=1)
+    """Batches of a key that have not ended; one more is refused."""
+    at_once: int = Field(default=4, ge=1, le=100)
+    """Carried out at the same time; the others wait their turn."""
+    window: int = Field(default=256, ge=1, le=10_000)
+    """Rows of a batch in flight."""
+
+
 class GatewaySettings(Settings):
     keys_file: str | None = Field(default=None, min_length=1)
     max_body_mb: float = Field(default=10.0, gt=0, le=1024)
@@ -85,6 +110,8 @@ class GatewaySettings(Settings):
     """More than `replicas`: as many as the load needs, up to so many."""
     drain_s: float = Field(default=60.0, gt=0, le=3600)
     """At shutdown, how long answers that are under way may take to end."""
+    files: FileSettings = FileSettings()
+    batches: BatchSettings = BatchSettings()
 
 
 class TelemetrySettings(Settings):

@@ -66,6 +66,7 @@ async def _serve(config: Config, prices: dict[str, Price], host: str, port: int,
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
             entry = Entry(cluster.name, cluster.name, os.getpid(), url, time.time(), kind="gateway")
             registered = stack.enter_context(Running(config.state_dir, entry))
+            desk = deploy.start_desk(cluster, config, prices)
             # Serve waits by itself, and inside of a loop its shutdown takes half a minute.
             await asyncio.to_thread(deploy.start, cluster, config, prices, host, port)
             _say(f"ready after {time.monotonic() - began:.1f} s")
@@ -74,7 +75,7 @@ async def _serve(config: Config, prices: dict[str, Price], host: str, port: int,
                 _say("no gateway.keys_file: whoever is on this machine may call, nobody else can")
             await watch(cluster, config, registered, told)
             _say("stopping: answers under way are being finished ...")
-            await asyncio.to_thread(deploy.stop)
+            await asyncio.gather(asyncio.to_thread(deploy.stop), desk.end(config.gateway.drain_s))
     finally:
         await cluster.close()
         stack.close()

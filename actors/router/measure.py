@@ -109,7 +109,7 @@ class _Look:
         self.opaque = any(body.get(name) is not None for name in ELSEWHERE)
         tools = body.get("tools")
         for tool in tools if isinstance(tools, list) else ():
-            if not isinstance(tool, dict) or tool.get("type", "function") not in OWN_TOOLS:
+            if not isinstance(tool, dict) or _kind(tool, "function") not in OWN_TOOLS:
                 self.opaque = True
         if path == "/chat/completions":
             messages = body.get("messages")
@@ -134,7 +134,7 @@ class _Look:
         if not isinstance(item, dict):
             self._part(item)
             return
-        kind = item.get("type") or ("message" if "role" in item else "item_reference")
+        kind = _kind(item, "") or ("message" if "role" in item else "item_reference")
         if kind == "message":
             self._content(item.get("content"))
         elif kind in OUTPUT_ITEMS:
@@ -150,7 +150,7 @@ class _Look:
             self._part(part)
 
     def _part(self, part: object) -> None:
-        kind = part.get("type") if isinstance(part, dict) else None
+        kind = _kind(part, "") if isinstance(part, dict) else ""
         if isinstance(part, str) or kind in TEXT_PARTS:
             return
         if not isinstance(part, dict):
@@ -171,7 +171,13 @@ class _Look:
             self.inline_bytes += _inline_bytes(kind, part)
 
 
-def _inline_bytes(kind: object, part: dict[str, Any]) -> int:
+def _kind(value: Mapping[str, Any], absent: str) -> str:
+    """The `type` of a tool, an item or a part. What is no text is no kind that anybody knows."""
+    kind = value.get("type", absent)
+    return kind if isinstance(kind, str) else "?" if kind else ""
+
+
+def _inline_bytes(kind: str, part: dict[str, Any]) -> int:
     """Of audio or a file that stands in the body: these bytes are not text, and the window bounds what they become."""
     if kind == "input_audio":
         audio = part.get("input_audio")

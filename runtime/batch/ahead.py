@@ -30,6 +30,7 @@ class ReadAhead(Generic[T]):
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Queue[T | _End] = asyncio.Queue()
         self._room = threading.Semaphore(AHEAD)
+        self._closed = False
         threading.Thread(target=self._read, args=(chunks,), name="reader", daemon=True).start()
 
     def __aiter__(self) -> "ReadAhead[T]":
@@ -44,11 +45,18 @@ class ReadAhead(Generic[T]):
         self._room.release()
         return item
 
+    def close(self) -> None:
+        """Nothing more is wanted: the thread ends, unless it is stuck in a read."""
+        self._closed = True
+        self._room.release()
+
     def _read(self, chunks: Iterator[T]) -> None:
         end = _End(None)
         try:
             for chunk in chunks:
                 self._room.acquire()
+                if self._closed:
+                    return
                 self._hand_on(chunk)
         except Exception as error:
             end = _End(error)

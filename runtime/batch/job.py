@@ -23,6 +23,7 @@ from actors.budget.rows import Snapshot
 from actors.budget.store import open_store
 from actors.errors import ConfigError, RaycadeError
 from actors.events import Tally as Facts
+from actors.lane import calm_gc
 from actors.observer.reporter import Reporter
 from actors.observer.scene import Taken
 from runtime.batch.estimate import estimate, print_estimate
@@ -206,9 +207,14 @@ async def _run(
             found = _Found(registered, config.telemetry.metrics_port, progress.event)
             reporter = Reporter(telemetry.draw_up, cluster.report, found.taken)
             shown.append(asyncio.create_task(reporter.run()))
+        calm_gc()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, run.interrupt)
         try:
             ending = await run.run()
         finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().remove_signal_handler(number)
             for task in shown:
                 task.cancel()
             await asyncio.gather(*shown, return_exceptions=True)

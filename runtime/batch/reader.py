@@ -228,9 +228,10 @@ class InputSet:
         if not first:
             return
         text: Iterable[bytes]
-        if source.name.endswith(".gz") or first.startswith(b"\x1f\x8b"):
+        path = source.path or source.name
+        if path.endswith(".gz") or first.startswith(b"\x1f\x8b"):
             text = _gunzip(first, blocks)
-        elif source.name.endswith(".zst") or first.startswith(b"\x28\xb5\x2f\xfd"):
+        elif path.endswith(".zst") or first.startswith(b"\x28\xb5\x2f\xfd"):
             text = _unzstd(first, blocks)
         else:
             yield first.removeprefix(b"\xef\xbb\xbf")
@@ -244,11 +245,11 @@ class InputSet:
             yield block
 
 
-def open_input(spec: str, exclude: Sequence[str] = (), max_row_bytes: int = MAX_ROW_BYTES) -> InputSet:
+def open_input(spec: str, exclude: Sequence[str] = (), max_row_bytes: int = MAX_ROW_BYTES, name: str = "") -> InputSet:
     """A file, `-` (standard input), a glob, or a folder (its *.jsonl, .jsonl.gz, .jsonl.zst, sorted by name).
 
     `exclude` are the job's own outputs: left out of a folder or a glob, so that a resumed job does not read its own
-    answers. Raises ConfigError when there is nothing to read.
+    answers. `name` is what messages call a single file instead. Raises ConfigError when there is nothing to read.
     """
     if spec == "-":
         return InputSet([_Source("<stdin>", stream=_unbuffered(sys.stdin.fileno()))], max_row_bytes)
@@ -262,7 +263,7 @@ def open_input(spec: str, exclude: Sequence[str] = (), max_row_bytes: int = MAX_
     else:
         if os.path.realpath(spec) in own:
             raise ConfigError("input and output are the same file", file=spec)
-        return InputSet([_Source(spec, spec)], max_row_bytes)
+        return InputSet([_Source(name or spec, spec)], max_row_bytes)
     paths = [path for path in paths if not os.path.isdir(path) and os.path.realpath(path) not in own]
     if not paths:
         raise ConfigError(nothing, file=spec)

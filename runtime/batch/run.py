@@ -9,25 +9,23 @@ by the writer: whatever dies in between, a row without a line is a row to do.
 
 import asyncio
 import contextlib
-import signal
 import time
 from array import array
 from collections.abc import Callable, Coroutine
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import orjson
 
 from actors.errors import ActorLost, InputError, LaneClosed, LaneTimeout
 from actors.events import NONE
 from actors.events import Tally as Facts
-from actors.lane import Lane, calm_gc
+from actors.lane import Lane
 from actors.messages import Attempt, Failure, Request, Result
 from actors.router.structured import Parsed, content_of, parse_reply
 from runtime.batch.ahead import ReadAhead
 from runtime.batch.digests import DigestTable, digest_of
 from runtime.batch.journal import Journal, OutputError, scan
 from runtime.batch.reader import InputSet, RawRow, Row, RowError, parse_row
-from runtime.batch.rows import Encoder
 from runtime.batch.sharing import Sharing
 from runtime.batch.tally import Tally
 from runtime.batch.writer import OutputWriter
@@ -53,13 +51,25 @@ class Ending(NamedTuple):
     message: str
 
 
+class RowEncoder(Protocol):
+    """What a run needs of an encoder (runtime/batch/rows.py)."""
+
+    def encode(self, row: Row) -> Request:
+        """The request of a row. Raises RowError."""
+        ...
+
+    def first_tier(self, request: Request) -> str:
+        """Name of the tier that the request should have, were all tiers well."""
+        ...
+
+
 class BatchRun:
     """One run of one job. `run()` once."""
 
     def __init__(
         self,
         inputs: InputSet,
-        encoder: Encoder,
+        encoder: RowEncoder,
         journal: Journal,
         writer: OutputWriter,
         make_lanes: Callable[..., "list[Lane[Request, Any]]"],
@@ -72,6 +82,7 @@ class BatchRun:
         last_rows: Callable[[], None] = lambda: None,
         facts: Facts | None = None,
         prompt: JobPrompt | None = None,
+        in_flight_bytes: int = IN_FLIGHT_BYTES,
     ) -> None:
         self.tally = Tally()
         self.in_flight = 0
@@ -86,6 +97,7 @@ class BatchRun:
         self._lanes: list[Lane[Request, Any]] = []
         self._window = window
         self._sharing = Sharing() if share else None
+        self._in_flight_bytes = in_flight_bytes
         self._limit = limit
         self._wait_for_budget = wait_for_budget
         self._on_event = on_event
@@ -106,15 +118,13 @@ class BatchRun:
 
     async def run(self) -> Ending:
         """Do every row that is not done. Whatever happens, lines that were made are written."""
-        calm_gc()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._interrupted)
         checkpoints = asyncio.create_task(self._checkpoint())
         try:
             self._lanes = self._make_lanes(f"batch-{self._journal.run}", weigh=weight, on_note=self._noted)
             await asyncio.gather(*(lane.open(60.0) for lane in self._lanes))
             self._feeding = asyncio.ensure_future(self._feed())
+            if self._ending.stop:
+                self._feeding.cancel()
             await self._until_stopped(_uncancelled(self._feeding))
             if self._ending.stop not in ("killed", "output"):
                 await self._until_stopped(self._drain())
@@ -129,8 +139,6 @@ class BatchRun:
                     self._prompt.checkpoint()
             for lane in self._lanes:
                 await lane.close()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
         return self._ending
 
     async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
@@ -148,8 +156,9 @@ class BatchRun:
 
     async def _feed(self) -> None:
         offsets = self._earlier_offsets()
+        ahead = ReadAhead(self._inputs.chunks())
         try:
-            async for chunk in ReadAhead(self._inputs.chunks()):
+            async for chunk in ahead:
                 for start in range(0, len(chunk), PIECE_ROWS):
                     piece = chunk[start : start + PIECE_ROWS]
                     last = self._limit is not None and piece[-1].number >= self._limit - 1
@@ -163,6 +172,8 @@ class BatchRun:
                         return
         except InputError as error:
             self._stop("input", str(error))
+        finally:
+            ahead.close()
 
     async def _drain(self) -> None:
         """Wait for the last rows, and have the routers know that they are: each of them is what the job waits for."""
@@ -247,7 +258,7 @@ class BatchRun:
             return
         for row, request in ready:
             self._post(row, request, 0)
-        while self.in_flight >= self._window or self._bytes >= IN_FLIGHT_BYTES:
+        while self.in_flight >= self._window or self._bytes >= self._in_flight_bytes:
             self._room.clear()
             await self._room.wait()
         await asyncio.sleep(0)
@@ -468,7 +479,8 @@ class BatchRun:
         if note is not None:
             self.tally.note(router, note)
 
-    def _interrupted(self) -> None:
+    def interrupt(self) -> None:
+        """Take no more rows and finish those in flight; said twice: stop at once."""
         if self._ending.stop == "interrupted":
             self._ending = Ending("killed", "stopped at once")
             self._stopping.set()

@@ -33,7 +33,7 @@ from runtime.gateway.limits import Gate
 from runtime.gateway.response_events import OutgoingEvents
 from runtime.gateway.sse import Outgoing, StreamResponse
 
-__all__ = ["Answering", "GatewayApp"]
+__all__ = ["NOBODY", "Answering", "Doors", "GatewayApp"]
 
 BODY_TIMEOUT_S = 30.0
 """A body that takes longer to arrive is not waited for."""
@@ -45,6 +45,9 @@ JSON = b"application/json"
 Headers = list[tuple[bytes, bytes]]
 Handler = Callable[[Request, Key], Awaitable[Response | StreamResponse]]
 Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
+Doors = Mapping[str, Mapping[str, Handler]]
+"""By path and method: what answers there."""
+NO_DOORS: Doors = {}
 
 
 class Answering(Protocol):
@@ -56,7 +59,7 @@ class Answering(Protocol):
 
 
 class GatewayApp:
-    """One a replica. `keys` gives the current keys; None: there is no keys file."""
+    """One a replica. `keys` gives the current keys; None: there is no keys file. `doors`: what else answers here."""
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class GatewayApp:
         scrape: Scrape | None = None,
         live: Callable[[], Awaitable[bytes]] | None = None,
         refused: Callable[[str], object] = lambda code: None,
+        doors: Doors = NO_DOORS,
     ) -> None:
         """`scrape`: what `/metrics` answers to an Accept header, and `live` what `/ui` shows, where metrics are served.
         `refused` is told the code of what never came to the router."""
@@ -89,7 +93,8 @@ class GatewayApp:
         if live is not None:
             routes.append(Route("/ui", _page))  # there is nothing in it: what it shows asks for a key
             routes.append(self._route("/ui/live", "GET", self._lively, admin=True))
-        handlers = {404: _not_found, 405: _not_allowed}
+        routes.extend(self._door(path, methods) for path, methods in doors.items())
+        handlers = {404: _not_found, 405: _not_allowed, 500: _internal}
         self.asgi = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._life)
         # Starlette would answer /v1/models/ with a redirect to an address made of the Host header.
         self.asgi.router.redirect_slashes = False
@@ -121,6 +126,21 @@ class GatewayApp:
             return response
 
         return Route(path, endpoint, methods=[method])
+
+    def _door(self, path: str, handlers: Mapping[str, Handler]) -> Route:
+        """A route of a door. What is asked there counts as a request of its key."""
+
+        async def answer(http: Request, key: Key) -> Response | StreamResponse:
+            self._gate.enter(key, time.monotonic())
+            try:
+                return await handlers["GET" if http.method == "HEAD" else http.method](http, key)
+            finally:
+                self._gate.leave()
+
+        methods = [*handlers]
+        route = self._route(path, methods[0], answer)
+        route.methods = {*(route.methods or ()), *methods, *(("HEAD",) if "GET" in handlers else ())}
+        return route
 
     # ------------------------------------------------------------------ who
 
@@ -323,6 +343,11 @@ def _response(status: int, body: bytes, headers: Headers) -> Response:
 async def _not_found(http: Request, error: Exception) -> Response:
     message = f"there is nothing at {http.url.path!r:.120}; the API begins at /v1"
     return _response(404, error_body(message, "invalid_request_error", "unknown_url"), [])
+
+
+async def _internal(http: Request, error: Exception) -> Response:
+    """A defect of ours. What it was stands in the log."""
+    return _response(500, error_body("something went wrong inside the gateway", "server_error", "internal"), [])
 
 
 async def _not_allowed(http: Request, error: Exception) -> Response:

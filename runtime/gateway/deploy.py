@@ -19,6 +19,7 @@ import shlex
 import socket
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from actors.errors import ClusterError
@@ -27,12 +28,15 @@ from runtime.cluster import Cluster, Watching
 from runtime.config import Config
 from runtime.gateway.app import GatewayApp
 from runtime.gateway.asks import Asks
+from runtime.gateway.doors import doors
+from runtime.gateway.files import Ask
+from runtime.gateway.hosting import DeskHost, asker
 from runtime.gateway.keyfile import KeyFile
 from runtime.gateway.limits import Gate
 from runtime.gateway.prompts import Prompts
 from runtime.gateway.telemetry import Telemetry, Watched
 
-__all__ = ["GAP_S", "prepare", "start", "stop"]
+__all__ = ["GAP_S", "make_asks", "prepare", "start", "start_desk", "stop"]
 
 GAP_S = 0.003
 """Of a gateway's lanes: callers wait for every word."""
@@ -107,11 +111,19 @@ def start(cluster: Cluster, config: Config, prices: dict[str, Any], host: str, p
     try:
         serve.start(http_options={"host": host, "port": port}, proxy_location="EveryNode")
         deployment = serve.deployment(**options)(serve.ingress()(_Replica))
-        bound = deployment.bind(cluster.router_maker(prices), cluster.watching_maker(), config, cluster.name)
+        watch, ask = cluster.watching_maker(), asker(cluster.name)
+        bound = deployment.bind(cluster.router_maker(prices), watch, config, cluster.name, ask)
         serve.run(bound, name=APP, route_prefix="/")
     except Exception as error:  # Serve raises RuntimeError and Ray's own for whatever went wrong in its processes
         reason = next(iter(str(error).splitlines()), "")
         raise ClusterError(f"the gateway did not start: {type(error).__name__}: {reason}"[:300]) from None
+
+
+def start_desk(cluster: Cluster, config: Config, prices: dict[str, Any]) -> DeskHost:
+    """Make the actor that keeps files and carries batches out."""
+    folder = os.path.join(os.path.abspath(config.state_dir), "gateway")
+    make = partial(cluster.router_maker(prices), "gateway/desk")
+    return DeskHost(cluster.name, config, folder, partial(make_asks, config), make)
 
 
 def stop() -> None:
@@ -128,9 +140,14 @@ class _Replica:
     """One replica, as Serve makes it: a Router of its own behind the application."""
 
     def __init__(
-        self, make: Callable[..., Router], watch: Callable[[], Watching] | None, config: Config, cluster: str
+        self,
+        make: Callable[..., Router],
+        watch: Callable[[], Watching] | None,
+        config: Config,
+        cluster: str,
+        ask: Ask,
     ) -> None:
-        self._make, self._watch, self._config, self._cluster = make, watch, config, cluster
+        self._make, self._watch, self._config, self._cluster, self._ask = make, watch, config, cluster, ask
         gateway = config.gateway
         replicas = gateway.max_replicas or gateway.replicas
         self._gate = Gate(gateway.max_queued, 1.0 / replicas)
@@ -142,14 +159,7 @@ class _Replica:
     def __serve_build_asgi_app__(self) -> Any:
         config, gateway = self._config, self._config.gateway
         keyfile = KeyFile(gateway.keys_file, [tier.name for tier in config.tiers]) if gateway.keys_file else None
-        asks = Asks(
-            config.tiers,
-            min_quality=config.router.min_quality,
-            deadline_s=config.router.deadline_s,
-            share=config.coalesce.enabled,
-            structured=config.structured,
-            prompts=self._prompts,
-        )
+        asks = make_asks(config, self._prompts)
         app = GatewayApp(
             self._watched,
             asks,
@@ -159,6 +169,7 @@ class _Replica:
             self._scrape if self._watch is not None else None,
             self._live if self._watch is not None else None,
             self._telemetry.refused,
+            doors(asks, self._ask, gateway, metrics=self._watch is not None),
         )
         return app.asgi
 
@@ -193,6 +204,18 @@ class _Replica:
                     self._telemetry.open(replica, f"{self._cluster}/gateway/{replica}", router, watching)
                     self._router = router
         return self._router
+
+
+def make_asks(config: Config, prompts: Prompts | None = None) -> Asks:
+    """What reads bodies, in each replica and for batches."""
+    return Asks(
+        config.tiers,
+        min_quality=config.router.min_quality,
+        deadline_s=config.router.deadline_s,
+        share=config.coalesce.enabled,
+        structured=config.structured,
+        prompts=prompts,
+    )
 
 
 def _free_port() -> int:

@@ -68,6 +68,10 @@ class KeyRing(NamedTuple):
         """Each once, in the order of the file."""
         return list({key.name: key for key in self.by_hash.values()}.values())
 
+    def named(self, name: str) -> Key | None:
+        """The key of this name, as it is now."""
+        return next((key for key in self.by_hash.values() if key.name == name), None)
+
     def find(self, presented: str) -> Key | None:
         """Whose key this is; None: nobody's."""
         digest = hash_of(presented)

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,8 +23,9 @@ from runtime.mock.content import echo
 from runtime.mock.process import MockProcess
 from runtime.prompts import load_prompts
 from runtime.prompts_release import release
+from tests.e2e.fuzz import fuzz, tracebacks
 from tests.e2e.gateways import GatewayProcess
-from tests.e2e.jobs import ROOT
+from tests.e2e.jobs import ROOT, actor_pids, chat
 from tests.e2e.test_metrics import Samples, parsed, total
 
 SCENARIO: dict[str, Any] = {
@@ -321,6 +323,86 @@ def test_a_keys_own_limits(gateway: GatewayProcess) -> None:
         assert (raw.headers["x-raycade-tier"], raw.headers["x-raycade-attempts"]) == ("steady", "1")
 
 
+def batch_of(client: openai.OpenAI, rows: list[dict[str, Any]], **metadata: str) -> str:
+    """Upload rows and have them carried out; the batch's id."""
+    lines = b"".join(orjson.dumps(row) + b"\n" for row in rows)
+    file = client.files.create(file=("rows.jsonl", lines), purpose="batch")
+    assert (file.bytes, file.filename, file.purpose) == (len(lines), "rows.jsonl", "batch")
+    made = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata
+    )
+    assert made.status == "validating"
+    return made.id
+
+
+def ended(client: openai.OpenAI, id: str) -> openai.types.Batch:
+    until = time.monotonic() + 60
+    while (batch := client.batches.retrieve(id)).status not in ("completed", "failed", "expired", "cancelled"):
+        assert time.monotonic() < until, batch
+        time.sleep(0.1)
+    return batch
+
+
+def lines_of(client: openai.OpenAI, file: str | None) -> dict[str, dict[str, Any]]:
+    assert file is not None
+    lines = [orjson.loads(line) for line in client.files.content(file).content.splitlines()]
+    assert len({line["custom_id"] for line in lines}) == len(lines)
+    return {line["custom_id"]: line for line in lines}
+
+
+def test_a_batch_by_the_official_client(client: openai.OpenAI, gateway: GatewayProcess, mock: MockProcess) -> None:
+    """From upload to both files, though the process that carries it out is killed on the way; another key sees none of it."""
+    rows = [chat(number, model="steady") for number in range(400)] + [chat(400, model="gpt-99")]
+    mock.reset()
+    id = batch_of(client, rows, purpose="test")
+    while mock.stats()["tiers"]["steady"]["requests"] < 100:
+        time.sleep(0.02)
+    desk = actor_pids(gateway.process.pid if gateway.process else 0, "Desk")
+    os.kill(desk[0], signal.SIGKILL)
+    batch = ended(client.with_options(max_retries=10), id)
+    assert (batch.status, batch.metadata) == ("completed", {"purpose": "test"})
+    assert batch.request_counts is not None
+    assert batch.request_counts.model_dump() == {"total": 401, "completed": 400, "failed": 1}
+    good, bad = lines_of(client, batch.output_file_id), lines_of(client, batch.error_file_id)
+    assert [line["error"]["code"] for line in bad.values()] == ["model_not_found"]
+    assert all(f"row-{number}" in good for number in range(400))
+    body = good["row-7"]["response"]["body"]
+    assert openai.types.chat.ChatCompletion.model_validate(body).usage is not None
+    assert body["raycade"]["tier"] == "steady"
+    assert mock.stats()["tiers"]["steady"]["requests"] < 400 + 300  # what was in flight was asked again, nothing else
+    assert next(one.id for one in client.batches.list(limit=1)) == id
+    assert {one.id for one in client.files.list(limit=2)} >= {batch.output_file_id, batch.input_file_id}
+    with openai.OpenAI(base_url=gateway.url, api_key=NARROW, max_retries=0) as other:
+        assert list(other.files.list()) == list(other.batches.list()) == []
+        for ask in (other.files.content, other.files.delete, other.files.retrieve):
+            with pytest.raises(openai.NotFoundError):
+                ask(batch.output_file_id or "")
+        with pytest.raises(openai.NotFoundError):
+            other.batches.cancel(id)
+        refused = ended(other, batch_of(other, [chat(1, model="slow"), chat(2)]))
+        assert [line["error"]["code"] for line in lines_of(other, refused.error_file_id).values()] == [
+            "model_not_found"
+        ]
+    assert client.files.delete(batch.output_file_id or "").deleted
+
+
+def test_a_batch_spends_its_keys_budget_and_can_be_cancelled(gateway: GatewayProcess) -> None:
+    """Without budget left it waits, and says for what; cancelled, it is over at once."""
+    with openai.OpenAI(base_url=gateway.url, api_key=POOR, max_retries=0) as client:
+        id = batch_of(client, [chat(number, model="steady") for number in range(3)])
+        until = time.monotonic() + 20
+        while "key:poor" not in str(client.batches.retrieve(id).to_dict().get("raycade")):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert client.batches.cancel(id).status == "cancelling"
+        batch = ended(client, id)
+        assert (batch.status, batch.output_file_id) == ("cancelled", None)
+        assert {line["error"]["code"] for line in lines_of(client, batch.error_file_id).values()} == {"batch_cancelled"}
+        wrong = ended(client, batch_of(client, [chat(1), chat(1)]))
+        assert wrong.errors is not None
+        assert [(fault.code, fault.line) for fault in wrong.errors.data or []] == [("duplicate_custom_id", 2)]
+
+
 def test_what_is_wrong_is_said_in_openais_shape(client: openai.OpenAI, gateway: GatewayProcess) -> None:
     """Status, type, code and field, and never a traceback."""
     with pytest.raises(openai.NotFoundError) as unknown:
@@ -520,3 +602,9 @@ def test_a_response_that_breaks_off_is_an_error(client: openai.OpenAI) -> None:
         heard.extend(event.type for event in stream)
     assert "response.output_text.delta" in heard
     assert "response.completed" not in heard
+
+
+def test_fuzzing_finds_no_server_error(gateway: GatewayProcess, tmp_path: Path) -> None:
+    """From the gateway's own page (tests/e2e/fuzz.py), as a key that may use a tier that works."""
+    assert fuzz(gateway.root, NARROW, 20, tmp_path, examples=20) == ""
+    assert tracebacks(gateway) == []

@@ -182,3 +182,12 @@ def test_every_completion_that_is_made_is_counted(path: str, body: dict[str, Any
 def test_a_prediction_may_be_charged_as_output() -> None:
     """Its tokens that turn out wrong are, beyond the limit of the answer."""
     assert chat("fix it", prediction={"type": "content", "content": "x" * 400}).predicted_tokens >= 400
+
+
+@pytest.mark.parametrize("kind", [{}, [], {"a": 1}, ["text"], 5, True, None])
+@pytest.mark.parametrize("path", ["/chat/completions", "/responses"])
+def test_a_type_that_is_no_text_is_no_kind_that_is_known(path: str, kind: object) -> None:
+    """It is bounded as what nobody can see, and is no reason to fail: the endpoint says what is wrong with it."""
+    field = "messages" if path == "/chat/completions" else "input"
+    body = {field: [{"role": "user", "content": [{"type": kind, "text": "hi"}]}], "tools": [{"type": kind}]}
+    assert measure(path, body, orjson.dumps(body)).opaque
