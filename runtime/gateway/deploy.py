@@ -122,7 +122,7 @@ def start(cluster: Cluster, config: Config, prices: dict[str, Any], host: str, p
 def start_desk(cluster: Cluster, config: Config, prices: dict[str, Any]) -> DeskHost:
     """Make the actor that keeps files and carries batches out."""
     folder = os.path.join(os.path.abspath(config.state_dir), "gateway")
-    make = partial(cluster.router_maker(prices), "gateway/desk")
+    make = partial(cluster.router_maker(prices), f"gateway/desk/{cluster.name}")
     return DeskHost(cluster.name, config, folder, partial(make_asks, config), make)
 
 
