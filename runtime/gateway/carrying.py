@@ -45,6 +45,7 @@ Why = Literal["", "expired", "cancelled", "paused"]
 """Why it is to stop: its window is over, its owner or the gateway wants it."""
 AGAIN_S = 30.0
 """What stopped it (a budget, a full disk) is looked at again so often."""
+WAITING_GRACE_S = 2.0
 IN_FLIGHT_BYTES = 64 << 20
 FLUSH_ROWS = 1000
 UNDONE = {
@@ -93,6 +94,8 @@ class Carrying:
         self.why = why
         self._stopping.set()
         if self._run is not None:
+            if self.note:  # rows that wait for a budget, say, are not worth waiting for
+                grace_s = min(grace_s, WAITING_GRACE_S)
             self._run.interrupt()
             asyncio.get_running_loop().call_later(grace_s, self._kill)
 
