@@ -113,10 +113,12 @@ class Tally:
         prompt: str = "",
         request_id: str = "",
         seconds: float | None = None,
+        checked: bool = False,
     ) -> None:
         """A request ended. `outcome`: ok, coalesced, or the code of its error; `prompt` is `name@version`.
 
-        `seconds`: from the door to the answer. `request_id` is one of ours, not the caller's custom_id.
+        `seconds`: from the door to the answer. `request_id` is one of ours, not the caller's custom_id. `checked`: its
+        answers were held against a schema.
         """
         requests, key = self._requests, (tier, outcome)
         requests[key] = requests.get(key, 0) + 1
@@ -128,9 +130,16 @@ class Tally:
         if prompt:
             self.add(("prompt_requests", *self._version(prompt), outcome), 1)
         if attempts:
-            self.attempts(attempts, path, prompt, request_id)
+            self.attempts(attempts, path, prompt, request_id, checked)
 
-    def attempts(self, attempts: Iterable[Attempt], path: str = "", prompt: str = "", request_id: str = "") -> None:
+    def attempts(
+        self,
+        attempts: Iterable[Attempt],
+        path: str = "",
+        prompt: str = "",
+        request_id: str = "",
+        checked: bool = False,
+    ) -> None:
         """Attempts of a request that ended, or that was put off."""
         for attempt in attempts:
             kind = attempt.kind
@@ -143,6 +152,8 @@ class Tally:
                 if histogram is None:
                     histogram = tier.by_path[path] = _Histogram()
                 histogram.observe(attempt.duration_s, request_id)
+                if checked:
+                    self.add(("structured_answers", *self._version(prompt), tier.name), 1)
                 if attempt.first_token_s:
                     self._observe(("first_token", tier.model), attempt.first_token_s, request_id)
                 if attempt.per_token_s:

@@ -139,6 +139,8 @@ class Request(NamedTuple):
     """The answer is wanted as it comes."""
     predicted_tokens: int = 0
     """What a `prediction` may add to each completion: the tokens of it that turn out wrong are charged as output."""
+    trace: str = ""
+    """The caller's `traceparent` (W3C), for spans."""
 
 
 class Attempt(NamedTuple):

@@ -50,6 +50,7 @@ def main(out: str = "demo-out") -> int:
         text = CONFIG.read_text("utf-8").replace(":8080/", f":{mock.port}/").replace("demo-out/", f"{out}/")
         config.write_text(text, "utf-8")
         command = ["batch", "-i", str(INPUT), "-o", str(answers), "-c", str(config), "--window", str(WINDOW)]
+        command += ["--report", str(Path(out, "report.html"))]
         print(f"$ raycade {' '.join(command)}", flush=True)
         code = _run([sys.executable, "-m", "runtime", *command])
         if code in (0, 3):
@@ -108,7 +109,8 @@ def _tell(answers: Path, config: Path, stats: dict[str, Any]) -> None:
         "A row falls back without a failed call while the tier above asks for a pause (429), while", soft_wrap=True
     )
     console.print("its circuit breaker is open, or when it has had its calls for the minute.", soft_wrap=True)
-    console.print(f"\nanswers: {answers}   configuration: {config}   ledger: {config.parent}/state", soft_wrap=True)
+    files = f"answers: {answers}   report: {config.parent}/report.html   configuration: {config}"
+    console.print(f"\n{files}   ledger: {config.parent}/state", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: `raycade batch | serve | up | down | keys | status | budget | prompts | mock`. Options are read here, what they do is elsewhere.
+"""The command line: `raycade batch | serve | up | down | keys | status | metrics | budget | prompts | mock`. Options are read here, what they do is elsewhere.
 
 Every error that a user can make ends in one line on stderr and exit code 2; a traceback is a defect of ours.
 """
@@ -10,6 +10,7 @@ import typer
 
 from actors.errors import ConfigError, RaycadeError
 from runtime.prompts_cli import app as prompts
+from runtime.telemetry.command import app as metrics
 
 __all__ = ["app", "main"]
 
@@ -153,6 +154,7 @@ def mock(
 
 
 app.add_typer(prompts, name="prompts")
+app.add_typer(metrics, name="metrics")
 
 budget = typer.Typer(help="The ledger of what was spent: look at it, set limits, stop, resume.", no_args_is_help=True)
 app.add_typer(budget, name="budget")
@@ -212,8 +214,15 @@ def budget_resume(
 def status(
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines; dollars as micro-dollars.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Live, with rates, until Ctrl-C.")] = False,
 ) -> None:
     """Tell what is running with this state_dir: progress, each tier actor's state and why, budgets."""
+    if watch:
+        from runtime.watch import watch as show
+
+        if as_json:
+            raise ConfigError("goes not with --json; ask for --json again and again instead", key="--watch")
+        raise typer.Exit(show(config))
     from runtime.status import status as tell
 
     raise typer.Exit(tell(config, as_json))

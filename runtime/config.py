@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -321,6 +322,17 @@ def _contradictions(config: Config, document: Document) -> Iterator[ConfigError]
     endpoint = config.telemetry.otlp_endpoint
     if endpoint is not None and _WITH_PASSWORD.match(endpoint):
         yield document.error("an address must not carry a name or password", ("telemetry", "otlp_endpoint"))
+    elif endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        yield document.error("expected an address such as http://127.0.0.1:4318", ("telemetry", "otlp_endpoint"))
+    elif endpoint is not None and not _has_otel():
+        yield document.error("traces need: pip install 'raycade[otel]'", ("telemetry", "otlp_endpoint"))
+
+
+def _has_otel() -> bool:
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:  # of one of its parents
+        return False
 
 
 def _wrong_ledger(url: str) -> str:

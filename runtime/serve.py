@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 from actors.budget.store import open_store
 from actors.errors import ConfigError, RaycadeError
 from actors.settings import Price
+from runtime import log
 from runtime.batch.job import LedgerWatch
 from runtime.config import Config, load_config, resolve_prices
+from runtime.events import Event, Level
 from runtime.gateway.keys import read_keys
 from runtime.prompts import load_prompts
 from runtime.running import Entry, Running
@@ -38,6 +40,8 @@ def run_gateway(
     """Serve until SIGINT or SIGTERM; exit code. Raises ConfigError and ClusterError."""
     config = load_config(config_file, environ)
     prices = resolve_prices(config)
+    keys = (environ.get(tier.api_key_env, "") for tier in config.tiers if tier.api_key_env)
+    log.configure(environ, [key for key in keys if key])
     config = with_prompts(with_keys(config))
     _check_address(host, port, config)
     if (address or environ.get("RAY_ADDRESS")) in (None, "", "local"):
@@ -100,16 +104,20 @@ async def _observe(cluster: "Cluster", port: int, registered: Running) -> None:
             if taken.address != address:
                 address = taken.address
                 registered.found_at(address)
-                _say(f"metrics at {address}/metrics{'' if taken.wanted_port else f' (port {port} is taken)'}")
+                _say(
+                    f"metrics at {address}/metrics{'' if taken.wanted_port else f' (port {port} is taken)'}",
+                    "metrics_served",
+                )
             for notice in notices:
                 if notice not in said:
-                    _say(notice)
+                    _say(notice, "gateway_notice", "warning")
             said = set(notices)
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-def _say(text: str) -> None:
+def _say(text: str, name: str = "note", level: Level = "info", **about: str | int | float) -> None:
     print(text, file=sys.stderr, flush=True)
+    log.tell(Event(name, text, level, about))
 
 
 def with_keys(config: Config) -> Config:

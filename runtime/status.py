@@ -23,7 +23,7 @@ from runtime.batch.summary import dollars, kinds_in_words, short, span
 from runtime.config import load_config
 from runtime.running import Entry, running_jobs
 
-__all__ = ["drawn", "status"]
+__all__ = ["STYLES", "Status", "asked", "drawn", "fetched", "requests_line", "status"]
 
 TIMEOUT_S = 3.0
 STYLES = {"closed": "green", "half-open": "cyan", "open": "red", "out": "bold red"}
@@ -37,7 +37,7 @@ Status = Mapping[str, Any]
 def status(config_file: str | None, as_json: bool, console: Console | None = None) -> int:
     """Print how each running job fares; exit code."""
     config = load_config(config_file, os.environ, check_keys=False)
-    jobs = [(entry, _asked(entry)) for entry in running_jobs(config.state_dir)]
+    jobs = [(entry, asked(entry)) for entry in running_jobs(config.state_dir)]
     if as_json:
         print(json.dumps({"jobs": [{**entry._asdict(), "status": told} for entry, told in jobs]}, indent=2))
         return 0
@@ -50,17 +50,27 @@ def status(config_file: str | None, as_json: bool, console: Console | None = Non
     return 0
 
 
-def _asked(entry: Entry) -> dict[str, Any] | None:
+def asked(entry: Entry) -> dict[str, Any] | None:
     """What the job's observer says; None when it does not answer."""
+    text = fetched(entry, "/status")
+    try:
+        told: dict[str, Any] | None = None if text is None else json.loads(text)
+    except ValueError:
+        return None
+    return told
+
+
+def fetched(entry: Entry, path: str) -> str | None:
+    """What the job's observer serves under a path; None when it does not answer."""
     if not entry.address:
         return None
     try:
         # no proxy: it is this machine that is asked
-        with build_opener(ProxyHandler({})).open(f"{entry.address}/status", timeout=TIMEOUT_S) as answer:
-            told: dict[str, Any] = json.load(answer)
+        with build_opener(ProxyHandler({})).open(f"{entry.address}{path}", timeout=TIMEOUT_S) as answer:
+            text: str = answer.read().decode()
     except (URLError, OSError, ValueError):
         return None
-    return told
+    return text
 
 
 def drawn(entry: Entry, told: Status | None, now: float) -> Iterator[RenderableType]:
@@ -77,7 +87,7 @@ def drawn(entry: Entry, told: Status | None, now: float) -> Iterator[RenderableT
     yield from (_progress(job) for job in told["jobs"])
     gateways = told.get("gateways", ())
     if gateways:
-        yield _requests(gateways)
+        yield requests_line(gateways)
     notices = dict.fromkeys(notice for each in (*told["jobs"], *gateways) for notice in each["notices"])
     yield from (Text(f"  {plain(notice, 300)}", style="yellow") for notice in notices)
     if told["age_s"] > SILENT_S:
@@ -111,7 +121,7 @@ def _progress(job: Status) -> Text:
     return Text(", ".join(parts))
 
 
-def _requests(gateways: Iterable[Status]) -> Text:
+def requests_line(gateways: Iterable[Status]) -> Text:
     """What a gateway's replicas do, in all."""
     replicas = list(gateways)
 

@@ -68,6 +68,11 @@ def make_router(
         except RayError as error:  # whose text, with process ids and colours, would stand in the job's progress
             raise plain(error) from None
 
+    tracing = None
+    if config.telemetry.otlp_endpoint is not None:
+        from actors.router.tracing import Tracing, otlp  # of the extra `otel`
+
+        tracing = Tracing(f"{prefix}/{name}", otlp(config.telemetry.otlp_endpoint))
     tiers = [[peer(f"tier/{tier.name}/{index}") for index in range(tier.replicas)] for tier in config.tiers]
     peers = Peers(tiers, peer("coalescer") if config.coalesce.enabled else None, exchange)
     return Router(
@@ -80,6 +85,7 @@ def make_router(
         peers,
         failures,
         max_gap_s,
+        tracing,
         on_attempt,
     )
 

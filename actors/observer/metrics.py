@@ -145,6 +145,13 @@ METRICS: tuple[Metric, ...] = (
         "Answers that did not satisfy their schema.",
     ),
     Metric(
+        "structured_answers",
+        "raycade_structured_answers_total",
+        "counter",
+        ("prompt", "version", "tier"),
+        "Answers that were held against a schema, by the version of the prompt that asked for them.",
+    ),
+    Metric(
         "first_token",
         "raycade_time_to_first_token_seconds",
         "histogram",
@@ -242,6 +249,14 @@ METRICS: tuple[Metric, ...] = (
     *_pair("reserved", "Reserved or granted in a scope's window and not yet spent"),
     *_pair("unknown", "The part of what is spent whose usage nobody saw"),
     Metric(
+        "budget_window_left",
+        "raycade_budget_window_left_seconds",
+        "gauge",
+        ("scope", "window"),
+        "Time until a scope's window turns and its spend begins at zero again.",
+        "seconds",
+    ),
+    Metric(
         "waiting_for_budget",
         "raycade_waiting_for_budget",
         "gauge",
@@ -259,15 +274,15 @@ METRICS: tuple[Metric, ...] = (
         "batch_rows",
         "raycade_batch_rows",
         "gauge",
-        ("state",),
-        "Rows of the batch: done, failed and coalesced so far (earlier runs included in done), in_flight, and total if known.",
+        ("batch", "state"),
+        "Rows of a batch, by its run's id: done, failed and coalesced so far (earlier runs included in done), in_flight, and total if known.",
     ),
     Metric(
         "batch_progress",
         "raycade_batch_progress_ratio",
         "gauge",
-        (),
-        "How much of the batch is done, from 0 to 1.",
+        ("batch",),
+        "How much of a batch is done, from 0 to 1.",
     ),
     Metric(
         "sources",

@@ -125,6 +125,8 @@ class Scene(NamedTuple):
     """All scopes for which that would be told."""
     halts: tuple[tuple[str, str], ...] = ()
     """Scope and reason of what is stopped until somebody lets it go on."""
+    events: tuple[tuple[float, str], ...] = ()
+    """What happened last, in words, oldest first: how many seconds ago, and what."""
     gateway: GatewayScene | None = None
 
 
@@ -189,6 +191,8 @@ def _of_budgets(scene: Scene) -> Iterator[tuple[Key, float]]:
         yield (f"budget_spent_{row.unit}", row.scope, row.window), row.spent
         yield (f"budget_reserved_{row.unit}", row.scope, row.window), row.reserved
         yield (f"budget_unknown_{row.unit}", row.scope, row.window), row.unknown
+        if row.turns_in_s is not None:
+            yield ("budget_window_left", row.scope, row.window), row.turns_in_s
 
 
 def _of_gateway(gateway: GatewayScene) -> Iterator[tuple[Key, float]]:
@@ -200,11 +204,11 @@ def _of_gateway(gateway: GatewayScene) -> Iterator[tuple[Key, float]]:
 
 def _of_job(job: JobScene) -> Iterator[tuple[Key, float]]:
     yield ("waiting_for_budget",), job.waiting_for_budget
-    yield ("batch_rows", "done"), job.done
-    yield ("batch_rows", "failed"), job.failed
-    yield ("batch_rows", "coalesced"), job.coalesced
-    yield ("batch_rows", "in_flight"), job.in_flight
+    yield ("batch_rows", job.run, "done"), job.done
+    yield ("batch_rows", job.run, "failed"), job.failed
+    yield ("batch_rows", job.run, "coalesced"), job.coalesced
+    yield ("batch_rows", job.run, "in_flight"), job.in_flight
     if job.total is not None:
-        yield ("batch_rows", "total"), job.total
+        yield ("batch_rows", job.run, "total"), job.total
     if job.fraction is not None:
-        yield ("batch_progress",), job.fraction
+        yield ("batch_progress", job.run), job.fraction

@@ -18,7 +18,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, assert_never
+from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 from uuid import uuid4
 
 from actors.budget.exchange import Exchange, Exchanged
@@ -38,6 +38,9 @@ from actors.router.telling import Telling
 from actors.router.told import Listener, Told
 from actors.router.whole import asked_whole, said_whole
 from actors.settings import BudgetSettings, CoalesceSettings, Price, RouterSettings, TierSettings
+
+if TYPE_CHECKING:
+    from actors.router.tracing import Tracing
 
 __all__ = ["Peers", "Router"]
 
@@ -68,6 +71,7 @@ class Router:
         peers: Peers,
         failures: FailureLog | None = None,
         max_gap_s: float = MAX_GAP_S,
+        tracing: "Tracing | None" = None,
         on_attempt: OnAttempt | None = None,
     ) -> None:
         """`max_gap_s`: of the lanes to the other actors; small where somebody waits for every word. `on_attempt` is told
@@ -92,6 +96,11 @@ class Router:
         if settings.hedge is not None:
             self._hedger = Hedger(self._tiers, attempts, self._purse, settings.hedge)
             self._make = self._hedger.make
+        self._hear: Callable[..., Any] = attempts.make
+        self._tracing = tracing
+        if tracing is not None:
+            self._make = partial(tracing.attempt, self._make)
+            self._hear = partial(tracing.attempt, attempts.make)
 
     async def open(self) -> None:
         """Open the lanes to all peers. Does not wait for them: a tier that is down is treated as such."""
@@ -123,6 +132,8 @@ class Router:
             await self._claims.close()
         await self._purse.close()
         await asyncio.gather(*(lane.close() for lane in self._lanes()))
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     def note(self) -> RouterNote:
         """The router's view of the tiers."""
@@ -137,8 +148,15 @@ class Router:
 
     async def run(self, request: Request) -> Result | Failure:
         """One request, door to door. Never raises but CancelledError."""
+        if self._tracing is not None:
+            return await self._tracing.request(request, self._run)
+        return await self._run(request)
+
+    async def _run(self, request: Request) -> Result | Failure:
         if not request.digest or self._claims is None:
             return await self._answer(request)
+        if self._tracing is not None:
+            return await self._tracing.claim(request, self._claims.share, self._answer)
         return await self._claims.share(request, self._answer)
 
     async def stream(self, request: Request, listener: Listener) -> Result | Failure:
@@ -146,8 +164,13 @@ class Router:
 
         A failure before `listener.begin` is one like any other; after it, the answer is the beginning of none.
         """
+        if self._tracing is not None:
+            return await self._tracing.request(request, lambda request: self._stream(request, listener))
+        return await self._stream(request, listener)
+
+    async def _stream(self, request: Request, listener: Listener) -> Result | Failure:
         if request.schema:
-            done = await self.run(asked_whole(request))
+            done = await self._run(asked_whole(request))
             if isinstance(done, Result):
                 listener.begin(done.tier)
                 listener.hear(said_whole(request, done))
@@ -191,7 +214,7 @@ class Router:
                     if hear is None:
                         done, cost = await self._make(asked, tier, step.actor, past, spent)
                     else:  # a stream is never sent twice at once
-                        done, cost = await self._attempts.make(asked, tier, step.actor, past, spent, hear=hear)
+                        done, cost = await self._hear(asked, tier, step.actor, past, spent, hear=hear)
                     spent = spent.plus(cost)
                     if telling is not None:
                         if telling.ended(done):

@@ -26,17 +26,21 @@ from actors.events import Tally as Facts
 from actors.lane import calm_gc
 from actors.observer.reporter import Reporter
 from actors.observer.scene import Taken
+from runtime import log
 from runtime.batch.estimate import estimate, print_estimate
 from runtime.batch.journal import Journal
 from runtime.batch.progress import Progress
 from runtime.batch.reader import open_input
+from runtime.batch.recorder import Recorder
+from runtime.batch.report import Job, check_place, failures_of, write
 from runtime.batch.rows import Encoder
 from runtime.batch.run import BatchRun, Ending
-from runtime.batch.summary import print_summary
+from runtime.batch.summary import print_summary, summary_dict
 from runtime.batch.telemetry import Telemetry
 from runtime.batch.writer import OutputWriter
 from runtime.config import Config, digest, load_config, resolve_prices
 from runtime.encode import rank_of
+from runtime.events import Event
 from runtime.prompts_job import JobPrompt
 from runtime.running import Entry, Running
 from runtime.schemas import load_schema
@@ -54,6 +58,8 @@ __all__ = [
 ]
 
 LEDGER_EVERY_S = 2.0
+WATCH_S = 0.5
+"""So often the condition of the tiers is kept for a report."""
 LAST_SCRAPE_S = 20.0
 """A job that somebody scrapes waits so long at most for the scrape that sees its end."""
 EXIT_OK, EXIT_OTHER, EXIT_USAGE, EXIT_ROWS_FAILED, EXIT_BUDGET, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -87,12 +93,14 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
     """Run one job; the exit code. Raises ConfigError for what is wrong before any call, RaycadeError for the rest."""
     config = load_config(options.config, environ, check_keys=not options.dry_run)
     prices = resolve_prices(config)
+    keys = (environ.get(tier.api_key_env, "") for tier in config.tiers if tier.api_key_env)
+    logged = log.configure(environ, [key for key in keys if key])
     errors = options.errors or _errors_name(options.output)
     inputs = open_input(options.input, exclude=(options.output, errors))
     if inputs.size_bytes == 0:
         raise ConfigError("the input is empty", file=options.input)
     if options.report is not None:
-        raise ConfigError("--report is not built yet; leave it out")
+        check_place(options.report, (options.output, errors))
     prompt = JobPrompt(options.prompt, config.prompts) if options.prompt is not None else None
     if options.redo is not None and (prompt is None or options.fresh or options.dry_run):
         raise ConfigError("goes with --prompt, on a job that exists, and without --fresh and --dry-run", key="--redo")
@@ -137,7 +145,7 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
             print(f"removed {name} (--fresh)", file=sys.stderr)
         writer = OutputWriter(options.output, errors, journal)
         try:
-            job = _run(options, config, prices, inputs, encoder(journal.run), prompt, journal, writer, errors)
+            job = _run(options, config, prices, inputs, encoder(journal.run), prompt, journal, writer, errors, logged)
             return _uvloop_run(job)
         finally:
             writer.close()
@@ -153,6 +161,7 @@ async def _run(
     journal: Journal,
     writer: OutputWriter,
     errors: str,
+    logged: bool,
 ) -> int:
     from runtime.cluster import Cluster  # Ray takes seconds to import: not for a typing error or --dry-run
 
@@ -176,7 +185,10 @@ async def _run(
         registered = stack.enter_context(Running(config.state_dir, entry))
         served = config.telemetry.metrics_port is not None
         facts = Facts(f"{cluster.name}/batch", {tier.name: tier.model for tier in config.tiers}) if served else None
-        events: list[Callable[[str], None]] = []
+        events: list[Callable[..., None]] = []
+        recorder = before = None
+        if options.report is not None:
+            recorder, before = Recorder(time.monotonic()), await cluster.budget()
         run = BatchRun(
             inputs,
             encoder,
@@ -187,23 +199,30 @@ async def _run(
             share=options.dedupe,
             limit=options.limit,
             wait_for_budget=config.budget.on_exhausted == "wait",
-            on_event=lambda text: events[0](text),
+            on_event=lambda *told, **about: events[0](*told, **about),
             last_rows=partial(cluster.last_rows, journal.run),
             facts=facts,
             prompt=prompt,
+            recorder=recorder,
         )
-        progress = Progress(options.progress, config, inputs, run, already_done, options.limit)
+        listeners: list[Callable[[Event], None]] = [log.tell] if logged else []
+        if recorder is not None:
+            listeners.append(partial(_record, recorder))
+        progress = Progress(options.progress, config, inputs, run, already_done, options.limit, listeners=listeners)
         events.append(progress.event)
         if not quiet:
             print(f"ready after {time.monotonic() - started:.1f} s", file=sys.stderr)
-        started = time.monotonic()
+        started, began = time.monotonic(), time.time()
         ledger = LedgerWatch(cluster.budget, progress.event)
         shown = [asyncio.create_task(progress.run()), asyncio.create_task(ledger.run())]
+        if recorder is not None:
+            shown.append(asyncio.create_task(_watch(recorder, progress)))
         reporter = None
         if facts is not None:
             telemetry = Telemetry(
                 config, journal.run, options.output, run, facts, progress.look, lambda: ledger.snapshot
             )
+            listeners.append(telemetry.happened)
             found = _Found(registered, config.telemetry.metrics_port, progress.event)
             reporter = Reporter(telemetry.draw_up, cluster.report, found.taken)
             shown.append(asyncio.create_task(reporter.run()))
@@ -227,7 +246,35 @@ async def _run(
         stack.close()
     total = progress.total_rows if options.limit is None else options.limit
     print_summary(config, journal, run, ending, duration_s, options.output, errors, Console(), total)
+    if recorder is not None and options.report is not None:
+        told = summary_dict(config, journal, run, ending, duration_s, options.output, errors, total)
+        counted = failures_of(errors)
+        job = Job(told, journal.run, config, recorder, *counted, before, began, total)
+        _write_report(options.report, job)
     return _exit_code(ending, journal)
+
+
+def _write_report(path: str, job: Job) -> None:
+    """The rows are done whether or not it can be written."""
+    try:
+        write(path, job)
+        print(f"report   {path}")
+    except OSError as error:
+        print(f"raycade: {path}: the report cannot be written: {error.strerror or error}", file=sys.stderr)
+
+
+def _record(recorder: Recorder, event: Event) -> None:
+    recorder.event(time.monotonic(), event.text)
+
+
+async def _watch(recorder: Recorder, progress: Progress) -> None:
+    """Keep in the recorder how the tiers are."""
+    while True:
+        now = time.monotonic()
+        for tier in progress.look().tiers:
+            state = tier.condition
+            recorder.saw(now, tier.name, "" if state.word in ("ok", "starting") else state.word, state.detail)
+        await asyncio.sleep(WATCH_S)
 
 
 async def _until_interrupted(work: Coroutine[Any, Any, object]) -> None:
@@ -243,7 +290,7 @@ async def _until_interrupted(work: Coroutine[Any, Any, object]) -> None:
 class _Found:
     """Says where the metrics are, once, and again if that changes."""
 
-    def __init__(self, registered: Running, port: int | None, tell: Callable[[str], None]) -> None:
+    def __init__(self, registered: Running, port: int | None, tell: Callable[..., None]) -> None:
         self._registered, self._port, self._tell = registered, port, tell
         self._address = ""
 
@@ -252,13 +299,13 @@ class _Found:
             self._address = taken.address
             self._registered.found_at(taken.address)
             why = "" if taken.wanted_port else f" (port {self._port} is taken)"
-            self._tell(f"metrics at {taken.address}/metrics{why}")
+            self._tell(f"metrics at {taken.address}/metrics{why}", "metrics_served", address=taken.address)
 
 
 class LedgerWatch:
     """Looks at the ledger, and tells what the budget actor has found, since the logs of its process are seen by nobody."""
 
-    def __init__(self, budget: Callable[[], Awaitable[Snapshot]], tell: Callable[[str], None]) -> None:
+    def __init__(self, budget: Callable[[], Awaitable[Snapshot]], tell: Callable[..., None]) -> None:
         self._budget = budget
         self._tell = tell
         self._told: set[Anomaly] = set()
@@ -277,7 +324,7 @@ class LedgerWatch:
             for anomaly in self.snapshot.anomalies:
                 if anomaly not in self._told:
                     self._told.add(anomaly)
-                    self._tell(in_words(anomaly))
+                    self._tell(in_words(anomaly), "spend_anomaly", "warning", scope=anomaly.scope)
 
 
 def _check_ledger(config: Config, address: str | None) -> None:

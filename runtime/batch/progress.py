@@ -15,7 +15,7 @@ import re
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import ceil
 from typing import NamedTuple, TextIO
@@ -31,6 +31,7 @@ from runtime.batch.reader import InputSet
 from runtime.batch.run import BatchRun
 from runtime.batch.summary import dollars, kinds_in_words, rows, short, span
 from runtime.config import Config
+from runtime.events import Event, Level, event_of
 
 __all__ = ["Condition", "Progress", "Scene", "TierScene", "bar_lines", "log_line"]
 
@@ -507,27 +508,27 @@ _NUMBER = re.compile(r"(?<![\w-])\d[\d,.]*(?![\w-])")
 class _Fold:
     """Lets an event through at once, and counts equal ones that come within `FOLD_S` after it."""
 
-    def __init__(self, show: Callable[[str], None]) -> None:
+    def __init__(self, show: Callable[[Event], None]) -> None:
         self._show = show
-        self._held: dict[str, tuple[float, int, str]] = {}
+        self._held: dict[str, tuple[float, int, Event]] = {}
 
-    def tell(self, key: str, text: str, now: float) -> None:
+    def tell(self, key: str, event: Event, now: float) -> None:
         self.tick(now)
         if key in self._held:
             since, count, _ = self._held[key]
-            self._held[key] = (since, count + 1, text)
+            self._held[key] = (since, count + 1, event)
         else:
-            self._held[key] = (now, 0, text)
-            self._show(text)
+            self._held[key] = (now, 0, event)
+            self._show(event)
 
     def tick(self, now: float) -> None:
         """Tell what was held back long enough."""
-        for key, (since, count, text) in list(self._held.items()):
+        for key, (since, count, event) in list(self._held.items()):
             if now - since >= FOLD_S:
                 del self._held[key]
                 if count:
-                    self._show(f"{text} ({count:,} more like this)")
-                    self._held[key] = (now, 0, text)
+                    self._show(event._replace(text=f"{event.text} ({count:,} more like this)"))
+                    self._held[key] = (now, 0, event)
 
     def end(self) -> None:
         """Tell what is still held back."""
@@ -539,7 +540,8 @@ class Progress:
     """Shows one run. `run()` until it is cancelled; `event()` at any time. Never raises what a stream raises.
 
     `mode`: auto (a bar on a terminal, else log), bar, log or none. `already_done`: rows done by earlier runs of the
-    job. `limit`: of the rows, where there is one. `stream`: standard error where none is given.
+    job. `limit`: of the rows, where there is one. `stream`: standard error where none is given. `listeners` get each event
+    that is told, in every mode.
     """
 
     def __init__(
@@ -551,7 +553,9 @@ class Progress:
         already_done: int,
         limit: int | None,
         stream: TextIO | None = None,
+        listeners: Sequence[Callable[[Event], None]] = (),
     ) -> None:
+        self._listeners = listeners
         self._stream = sys.stderr if stream is None else stream
         self._console = Console(file=self._stream, highlight=False, force_terminal=True if mode == "bar" else None)
         if mode == "auto":
@@ -573,19 +577,30 @@ class Progress:
 
     async def run(self) -> None:
         """Show the run until cancelled; then the terminal is as it was."""
-        if self._mode == "none":
+        if self._mode == "none" and not self._listeners:
             return
         counting = asyncio.create_task(self._count())
+        show = {"bar": self._run_bar, "log": self._run_log, "none": self._run_silent}[self._mode]
         try:
             with contextlib.suppress(OSError, ValueError):  # a terminal that went away; a stream that was closed
-                await (self._run_bar() if self._mode == "bar" else self._run_log())
+                await show()
         finally:
             counting.cancel()
             self._fold.end()
 
-    def event(self, text: str) -> None:
-        """Something worth telling, in words. Those that differ in nothing but numbers are folded."""
-        self._tell(_NUMBER.sub("#", text), plain(text))
+    def event(
+        self, text: str, name: str = "note", level: Level = "info", *, shown: bool = True, **about: str | int | float
+    ) -> None:
+        """Something worth telling, in words. Those that differ in nothing but numbers are folded.
+
+        `shown` False: only listeners get it, since people are told elsewhere.
+        """
+        event = Event(name, plain(text), level, about)
+        if shown:
+            self._told(_NUMBER.sub("#", text), event)
+        else:
+            for listener in self._listeners:
+                listener(event)
 
     async def _run_bar(self) -> None:
         console = self._console
@@ -624,22 +639,36 @@ class Progress:
         finally:
             self._write(log_line(self._watch.look(time.monotonic())))
 
+    async def _run_silent(self) -> None:
+        while True:
+            now = time.monotonic()
+            self._watch.look(now)
+            self._fold.tick(now)
+            await asyncio.sleep(DRAW_EVERY_S)
+
     async def _count(self) -> None:
         size = self._inputs.size_bytes
         if size is not None and size <= COUNT_BYTES:
             self._watch.total_rows = await asyncio.to_thread(_rows_in, self._inputs.files)
 
     def _tell(self, key: str, text: str) -> None:
-        if self._mode != "none":
-            self._fold.tell(key, text, time.monotonic())
+        self._told(key, event_of(key, text))
 
-    def _show(self, text: str) -> None:
-        """One event, above the bar or as a line of the log."""
+    def _told(self, key: str, event: Event) -> None:
+        if self._mode != "none" or self._listeners:
+            self._fold.tell(key, event, time.monotonic())
+
+    def _show(self, event: Event) -> None:
+        """One event, above the bar or as a line of the log; and to everybody else who wants to know."""
+        for listener in self._listeners:
+            listener(event)
+        if self._mode == "none":
+            return
         if self._live is None:
-            self._write(text)
+            self._write(event.text)
             return
         with contextlib.suppress(OSError, ValueError):
-            self._console.print(Text(text), soft_wrap=True)
+            self._console.print(Text(event.text), soft_wrap=True)
 
     def _write(self, line: str) -> None:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"

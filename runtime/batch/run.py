@@ -9,6 +9,7 @@ by the writer: whatever dies in between, a row without a line is a row to do.
 
 import asyncio
 import contextlib
+import logging
 import time
 from array import array
 from collections.abc import Callable, Coroutine
@@ -26,11 +27,12 @@ from runtime.batch.ahead import ReadAhead
 from runtime.batch.digests import DigestTable, digest_of
 from runtime.batch.journal import Journal, OutputError, scan
 from runtime.batch.reader import InputSet, RawRow, Row, RowError, parse_row
+from runtime.batch.recorder import Recorder
 from runtime.batch.sharing import Sharing
 from runtime.batch.tally import Tally
 from runtime.batch.writer import OutputWriter
 from runtime.prompts_job import JobPrompt
-from runtime.routers import REDO_LIMIT, budget_pause_s, how, least_loaded, weight
+from runtime.routers import REDO_LIMIT, budget_pause_s, how, latency_s, least_loaded, weight
 
 __all__ = ["BatchRun", "Ending", "Stop"]
 
@@ -42,6 +44,7 @@ IN_FLIGHT_BYTES = 256 << 20
 CHECKPOINT_S = 5.0
 GRACE_S = 60.0
 LAST_ROWS_S = 1.0
+log = logging.getLogger("raycade.batch")
 
 
 class Ending(NamedTuple):
@@ -78,11 +81,12 @@ class BatchRun:
         share: bool,
         limit: int | None,
         wait_for_budget: bool,
-        on_event: Callable[[str], None],
+        on_event: Callable[..., None],
         last_rows: Callable[[], None] = lambda: None,
         facts: Facts | None = None,
         prompt: JobPrompt | None = None,
         in_flight_bytes: int = IN_FLIGHT_BYTES,
+        recorder: Recorder | None = None,
     ) -> None:
         self.tally = Tally()
         self.in_flight = 0
@@ -104,6 +108,7 @@ class BatchRun:
         self._last_rows = last_rows
         self._facts = facts
         self._prompt = prompt
+        self._recorder = recorder
         self._ids = DigestTable()
         self._keys: dict[int, bytes] = {}
         self._bytes = 0
@@ -313,17 +318,35 @@ class BatchRun:
         """For the metrics: what has ended, with the line that is written for it."""
         if self._facts is not None:
             seconds = time.monotonic() - since if since else None
-            self._facts.request(tier, outcome, attempts, request.path, request.prompt, self._request_id(row), seconds)
+            self._facts.request(
+                tier,
+                outcome,
+                attempts,
+                request.path,
+                request.prompt,
+                self._request_id(row),
+                seconds,
+                bool(request.schema),
+            )
 
     def _add_result(self, row: Row, request: Request, result: Result, since: float) -> None:
         outcome = "coalesced" if result.coalesced else "ok"
         self._count(row, request, result.tier, outcome, result.attempts, since)
         if result.coalesced:
-            self.tally.shared(result.usage.total_tokens)
+            self._shared(result.usage.total_tokens, request)
         else:
             self.tally.result(result, self._encoder.first_tier(request))
+            if self._recorder is not None:
+                self._recorder.answered(
+                    time.monotonic(), row.number, row.custom_id, result, request.prompt, since, latency_s(result)
+                )
             self._observe(request, result, "")
         self._line(row, request, result)
+
+    def _shared(self, tokens: int, request: Request) -> None:
+        self.tally.shared(tokens)
+        if self._recorder is not None:
+            self._recorder.shared(time.monotonic(), tokens, request.prompt)
 
     def _line(self, row: Row, request: Request, result: Result) -> None:
         extra = how(result, request.prompt)
@@ -334,6 +357,11 @@ class BatchRun:
         last = failure.attempts[-1].tier if failure.attempts else NONE
         self._count(row, request, last, failure.kind, failure.attempts, since)
         self.tally.failure(failure.kind, failure)
+        if log.isEnabledFor(logging.DEBUG):
+            about = {"request_id": self._request_id(row), "code": failure.kind, "tier": last}
+            log.debug("%s", failure.message, extra={"event": "row_failed", "about": about})
+        if self._recorder is not None:
+            self._recorder.failed(time.monotonic(), row.number, row.custom_id, failure, request.prompt, since)
         extra: dict[str, Any] = {"attempts": len(failure.attempts), "cost_usd": failure.cost.usd_micros / 1e6}
         if request.prompt:
             extra["prompt"] = request.prompt
@@ -361,7 +389,7 @@ class BatchRun:
             for stopped in self._prompt.observe(
                 request.prompt, done.refused_replies, failed, done.cost.usd_micros / 1e6
             ):
-                self._on_event(stopped)
+                self._on_event(stopped, "trial_stopped", "warning", prompt=request.prompt)
 
     def _end_followers(self, row: Row, request: Request, done: Result | Failure) -> None:
         """Equal rows have the same answer; a failure that was not the request's own makes the next one try."""
@@ -373,7 +401,7 @@ class BatchRun:
         if isinstance(done, Result) or done.own_fault:
             for follower, their_request in followers:
                 if isinstance(done, Result):
-                    self.tally.shared(done.usage.total_tokens)
+                    self._shared(done.usage.total_tokens, their_request)
                     self._count(follower, their_request, done.tier, "coalesced")
                     self._line(follower, their_request, done._replace(coalesced=True))
                 else:
@@ -393,7 +421,7 @@ class BatchRun:
         except OSError as error:
             self._stop("output", f"{self._journal.out}: {error.strerror or error}")
             return True
-        self.tally.shared(_total_tokens(body))
+        self._shared(_total_tokens(body), request)
         self._count(row, request, NONE, "coalesced")
         extra: dict[str, Any] = {"coalesced": True, "cost_usd": 0}
         if request.prompt:
@@ -407,13 +435,18 @@ class BatchRun:
     def _put_off(self, row: Row, request: Request, failure: Failure) -> None:
         """A budget has nothing left for the row: wait for its window to turn, or stop the job with the row undone."""
         self.tally.spent_in_vain(failure)
+        if self._recorder is not None:
+            self._recorder.put_off(failure.attempts)
         if self._facts is not None:
-            self._facts.attempts(failure.attempts, request.path, request.prompt)
+            self._facts.attempts(failure.attempts, request.path, request.prompt, checked=bool(request.schema))
         pause_s = budget_pause_s(failure, self._wait_for_budget)
         if pause_s is not None and not self._ending.stop:
-            self._on_event(failure.message)
+            self._on_event(failure.message, "budget_refused", "warning", request_id=self._request_id(row))
             asyncio.get_running_loop().call_later(pause_s, self._post, row, request, 0)
             return
+        if not self._ending.stop:
+            about = {"request_id": self._request_id(row)}
+            self._on_event(failure.message, "budget_refused", "error", shown=False, **about)  # the summary says it
         self._stop("budget", failure.message)
         self._ended(request)
         if self._sharing is not None:
@@ -422,6 +455,8 @@ class BatchRun:
 
     def _refuse(self, error: RowError) -> None:
         self.tally.failure(error.code, None)
+        if self._recorder is not None:
+            self._recorder.refused(time.monotonic(), error.custom_id or "", error.code, str(error))
         if self._facts is not None:
             self._facts.request(NONE, error.code)
         self._writer.add_error(error.number, error.custom_id, error.code, str(error))
@@ -486,7 +521,11 @@ class BatchRun:
             self._stopping.set()
         else:
             self._stop("interrupted", "interrupted")
-            self._on_event(f"stopping: {self.in_flight} rows in flight are being finished; once more to stop at once")
+            self._on_event(
+                f"stopping: {self.in_flight} rows in flight are being finished; once more to stop at once",
+                "stopping",
+                "warning",
+            )
 
     def _stop(self, stop: Stop, message: str) -> None:
         """Take no more rows. Those in flight are finished, unless there is nowhere to write them."""

@@ -6,6 +6,7 @@ It reads what the run has anyway and changes nothing of it.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from runtime.batch.conditions import Conditions
 from runtime.batch.progress import Scene
 from runtime.batch.run import BatchRun
 from runtime.config import Config
+from runtime.events import Event
 
 __all__ = ["Telemetry", "anomalies", "budgets"]
 
+EVENTS = 12
+"""So many are told, the last ones."""
 ANOMALOUS_MINUTES = 5
 """So long a scope counts as anomalous after a minute that was."""
 
@@ -45,6 +49,11 @@ class Telemetry:
         self._scopes = {"all", *self._watched, f"job:{job}"}
         self._conditions = Conditions({tier.name: tier.model for tier in config.tiers})
         self._began = time.monotonic()
+        self._events: deque[tuple[float, str]] = deque(maxlen=EVENTS)
+
+    def happened(self, event: Event) -> None:
+        """Something worth telling."""
+        self._events.append((time.monotonic(), event.text))
 
     def draw_up(self) -> Report:
         """The report of this moment."""
@@ -59,6 +68,7 @@ class Telemetry:
             anomalies=anomalies(snapshot, self._scopes, time.time()),
             watched=self._watched,
             halts=tuple((halt.scope, halt.reason) for halt in snapshot.halts),
+            events=tuple((time.monotonic() - at, text) for at, text in self._events),
         )
         return Report(totals, told)
 

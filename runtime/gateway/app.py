@@ -169,6 +169,8 @@ class GatewayApp:
             body = await self._body(http)
             # The router's name for it must be its own; a client may say the same id twice.
             request = self._asks.read(f"req_{uuid4().hex}", path, body, http.headers, key)
+            if trace := http.headers.get("traceparent"):
+                request = request._replace(trace=trace[:64])
             if not request.stream:
                 return await self._plain(http, request)
             response = await self._stream(http, request, key)

@@ -63,7 +63,7 @@ class Telemetry:
 
     def attempt(self, request: Request, attempt: Attempt) -> None:
         """A call has been settled."""
-        self._tally.attempts((attempt,), request.path, request.prompt, request.id)
+        self._tally.attempts((attempt,), request.path, request.prompt, request.id, bool(request.schema))
         self._tokens += attempt.booked.tokens
         self._usd_micros += attempt.booked.usd_micros
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from runtime.batch.summary import dollars
 from runtime.mock.process import MockProcess
 from tests.e2e.jobs import Job, actor_pids, booked, chat, end, wait_until
 
@@ -155,7 +156,12 @@ def test_ctrl_c_finishes_what_is_in_flight_and_the_job_goes_on_later(mock: MockP
         end(process)
     assert process.returncode == 130, said
     assert "goes on where it stopped" in said
-    ended = job.run()
+    report = tmp_path / "report.html"
+    ended = job.run("--report", str(report))
     assert ended.returncode == 0, ended.stdout
     job.check_answers(4000)
+    cost = sum(round(line["response"]["body"]["raycade"]["cost_usd"] * 1e6) for line in job.lines())
+    page = report.read_text()
+    assert "rows had been done before it began" in page
+    assert f"{dollars(cost)}<small>whole job" in page
     assert meter(mock, "slow")["duplicate_bodies"] == 0

@@ -71,6 +71,7 @@ def test_every_ticket_is_answered_once(demo: tuple[str, list[dict[str, Any]], Pa
     assert not (out / "answers.errors.jsonl").exists()
     assert "Finished: every row has its answer." in text
     assert str(out / "answers.jsonl") in text
+    assert "Finished: every row has its answer." in (out / "report.html").read_text()
 
 
 def test_the_summary_shows_what_was_staged(demo: tuple[str, list[dict[str, Any]], Path]) -> None:

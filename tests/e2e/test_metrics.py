@@ -179,7 +179,7 @@ def test_totals_equal_the_endpoint_and_the_files_whatever_was_killed(mock: MockP
     for tier in (tiers := yaml.safe_load(job.config.read_text()))["tiers"]:
         tier["api_key_env"] = "CANARY_KEY"
     job.config.write_text(yaml.safe_dump(tiers))
-    job.env["CANARY_KEY"] = CANARY
+    job.env |= {"CANARY_KEY": CANARY, "RAYCADE_LOG": "debug,json"}
     job.rows(chat(number, f"[[tag:row-{number % (ROWS - 100):05d}]] What is it?") for number in range(ROWS))
     mock.reset()
     with Scraper(job) as scraper, started(job, "--window", "100") as process:
@@ -196,6 +196,8 @@ def test_totals_equal_the_endpoint_and_the_files_whatever_was_killed(mock: MockP
         last = dict(scraper.last)
     assert process.returncode == 0, said
     assert "metrics at http://127.0.0.1:" in said
+    logged = [json.loads(line) for line in said.splitlines() if line.startswith('{"time"')]
+    assert {"metrics_served", "rows_sent_again"} <= {line["event"] for line in logged}
     assert scraper.gaps, "the observer was away for a moment"
     assert scraper.fallen == []
     assert sorted(int(line["custom_id"][4:]) for line in job.lines()) == list(range(ROWS))

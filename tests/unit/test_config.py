@@ -359,6 +359,11 @@ class TestKeys:
         assert caught.value.__cause__ is None
         assert caught.value.__context__ is None
 
+    def test_an_address_for_traces_is_one(self, load) -> None:
+        assert load(TIER + "telemetry: {otlp_endpoint: 'http://127.0.0.1:4318'}\n").telemetry.otlp_endpoint
+        with pytest.raises(ConfigError, match=r"otlp_endpoint: expected an address such as http://127.0.0.1:4318"):
+            load(TIER + "telemetry: {otlp_endpoint: '127.0.0.1:4318'}\n")
+
     @pytest.mark.parametrize(
         "key", [CANARY, "gsk_abcDEF0123456789abcdef", "AIzaSyA0123456789abcdefghij", "AKIAIOSFODNN7EXAMPLE"]
     )

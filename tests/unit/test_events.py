@@ -92,6 +92,18 @@ def test_a_prompt_version_has_its_own_requests_tokens_and_cost() -> None:
     assert (counts["prompt_tokens", "sort", "3"], counts["prompt_cost", "sort", "3"]) == (240, 900)
 
 
+def test_answers_that_were_checked_are_what_misfits_are_a_share_of() -> None:
+    """Calls that failed and answers nobody held against a schema are not among them."""
+    made = tally()
+    down = OK._replace(kind="server", booked=Amount())
+    answers = (OK._replace(misfit=True), down, OK)
+    made.request("premium", "ok", answers, "/chat/completions", "sort@3", seconds=0.9, checked=True)
+    made.request("premium", "ok", (OK,), "/chat/completions", "sort@3")
+    counts = counted(made)
+    assert counts["structured_answers", "sort", "3", "premium"] == 2
+    assert counts["structured_failures", "sort", "3", "premium"] == 1
+
+
 def test_prompt_versions_without_end_make_no_labels_without_end() -> None:
     made = tally()
     misfit = OK._replace(misfit=True)
@@ -133,7 +145,7 @@ def test_a_stream_tells_its_first_token_and_its_pace() -> None:
 def test_the_table_knows_every_key_and_its_labels() -> None:
     made = tally()
     lost = Attempt("basic", 1, "lost", 0, 0.0, booked=Amount(5, 9))
-    made.request("premium", "coalesced", (OK._replace(misfit=True), lost), "/embeddings", "sort@3", "req", 0.1)
+    made.request("premium", "coalesced", (OK._replace(misfit=True), lost), "/embeddings", "sort@3", "req", 0.1, True)
     made.request("none", "runaway_loop")
     made.attempts((OK._replace(first_token_s=0.1, per_token_s=0.01),), "/chat/completions")
     made.add(("redone",), 1)

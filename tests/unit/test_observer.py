@@ -98,7 +98,8 @@ async def test_a_scrape_has_the_sums_and_the_gauges(tmp_path: Path) -> None:
     assert told["raycade_spend_anomaly[('tier', 'premium')]"] == 1
     assert told["raycade_key_spend_anomaly[('key', 'blue')]"] == 0
     assert told["raycade_budget_spent_dollars[('scope', 'all'), ('window', 'day')]"] == 1.500001
-    assert told["raycade_batch_rows[('state', 'total')]"] == 100
+    assert told["raycade_batch_rows[('batch', 'run1'), ('state', 'total')]"] == 100
+    assert told["raycade_budget_window_left_seconds[('scope', 'all'), ('window', 'day')]"] == 60
     assert told["raycade_observer_sources[]"] == 2
     await actor.close()
 

@@ -14,6 +14,7 @@ from actors.router.notes import RouterNote, TierNote
 from runtime.batch.progress import Progress, Scene, _Fold, _rows_in, _Watch, bar_lines, log_line
 from runtime.batch.tally import Tally
 from runtime.config import Config
+from runtime.events import Event
 
 CONFIG = Config.model_validate(
     {
@@ -450,14 +451,14 @@ def test_rows_sent_again_are_an_event() -> None:
 def test_equal_events_are_folded() -> None:
     """The first of many equal events is shown at once, the others later with their number, and the last at the end."""
     told: list[str] = []
-    fold = _Fold(told.append)
+    fold = _Fold(lambda event: told.append(event.text))
     for moment in (0.0, 1.0, 2.0):
-        fold.tell("a", f"a at {moment:g}", moment)
+        fold.tell("a", Event("note", f"a at {moment:g}"), moment)
     assert told == ["a at 0"]
     fold.tick(11.0)
     assert told == ["a at 0", "a at 2 (2 more like this)"]
-    fold.tell("a", "a at 12", 12.0)
-    fold.tell("b", "b", 12.0)
+    fold.tell("a", Event("note", "a at 12"), 12.0)
+    fold.tell("b", Event("note", "b"), 12.0)
     fold.end()
     assert told[2:] == ["b", "a at 12 (1 more like this)"]
 
