@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 from pydantic import Field
@@ -51,6 +51,7 @@ _HINTS = {
     "api_key_env": f"the NAME of an environment variable ({NO_KEYS_HERE})",
     "after": "a quantile such as p95, or a number of seconds",
     "hedge": "off, or keys such as {after: p95, max_fraction: 0.05}",
+    "cors_origins": "a list of origins such as https://chat.example.com, without a path",
     "base_url": "an address, or a list of addresses, beginning with http:// or https://",
 }
 _KEY_NAMES = re.compile(r"(?:api|auth|access|secret|bearer)?[_-]?(?:key|token|secret|authorization|password)s?", re.I)
@@ -85,6 +86,8 @@ class GatewaySettings(Settings):
     """More than `replicas`: as many as the load needs, up to so many."""
     drain_s: float = Field(default=60.0, gt=0, le=3600)
     """At shutdown, how long answers that are under way may take to end."""
+    cors_origins: list[Annotated[str, Field(pattern=r"^https?://[^/\s*@]+$")]] = Field(default=[])
+    """Where web pages that call the gateway may come from, such as https://chat.example.com; none by default."""
 
 
 class TelemetrySettings(Settings):
