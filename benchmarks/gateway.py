@@ -61,16 +61,16 @@ class Phase(NamedTuple):
 
 def phases(parts: list[str], quick: bool) -> Iterator[Phase]:
     seconds = 2.0 if quick else 6.0
-    if "plain" in parts:
-        for workers, latency in ((1, 0.02), (50, 0.1), (500, 1.0)):
-            load = {"kind": "plain", "workers": workers, "seconds": seconds + 2 * latency, "spread_s": latency}
-            yield Phase(f"plain, {workers} at once", {"latency": latency, "tokens": 16}, load)
-        yield Phase("requests/s", {"tokens": 16}, {"kind": "plain", "workers": 50, "seconds": seconds})
     if "streams" in parts:
         one = {"kind": "streams", "workers": 1, "seconds": seconds, "max_tokens": 5}
         yield Phase("1 stream", {"tokens": 5, "tokens_per_s": 100, "stamped": True}, one)
         fifty = {"kind": "streams", "workers": 50, "seconds": seconds + 2, "max_tokens": 40, "spread_s": 2.0}
         yield Phase("50 streams", {"tokens": 40, "tokens_per_s": 20, "stamped": True}, fifty)
+    if "plain" in parts:
+        for workers, latency in ((1, 0.02), (50, 0.1), (500, 1.0)):
+            load = {"kind": "plain", "workers": workers, "seconds": seconds + 2 * latency, "spread_s": latency}
+            yield Phase(f"plain, {workers} at once", {"latency": latency, "tokens": 16}, load)
+        yield Phase("requests/s", {"tokens": 16}, {"kind": "plain", "workers": 50, "seconds": seconds})
     if "many" in parts:
         many = {"kind": "streams", "workers": 500, "seconds": seconds + 3, "max_tokens": 40, "spread_s": 2.0}
         yield Phase("500 streams", {"tokens": 40, "tokens_per_s": 20, "stamped": True}, many)
@@ -80,10 +80,12 @@ class Bench:
     def __init__(self, options: argparse.Namespace, console: Console) -> None:
         self._options, self._console = options, console
         self._runs = 0
+        date = datetime.now(UTC).isoformat(timespec="minutes")
+        self.report: Measured = {"date": date, "phases": {}, "memory_mb": {}}
+        """What has been measured so far."""
 
-    def run(self) -> Measured:
-        options = self._options
-        report: Measured = {"date": datetime.now(UTC).isoformat(timespec="minutes"), "phases": {}, "memory_mb": {}}
+    def run(self) -> None:
+        options, report = self._options, self.report
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gwb-")))
             with MockProcess("ok") as mock:
@@ -102,12 +104,12 @@ class Bench:
             report["idle_mb"] = {system.name: system.memory_mb() for system in systems[1:]}
             for phase in phases(options.parts, options.quick):
                 report["phases"][phase.name] = self._phase(phase, systems)
+                report["memory_mb"] = {system.name: system.memory_mb() for system in systems[1:]}
             if "whole" in options.parts:
                 report["whole"] = self._whole()
             if "hangups" in options.parts:
                 report["hangups"] = self._hangups()
             report["memory_mb"] = {system.name: system.memory_mb() for system in systems[1:]}
-        return report
 
     def _warm_up(self, systems: list[System]) -> None:
         """What a system loads or opens at its first requests is none of what it costs."""
@@ -337,10 +339,13 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     console = Console(width=max(120, Console().width))
-    report = Bench(options, console).run()
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1))
-    show(report, console)
+    bench = Bench(options, console)
+    try:
+        bench.run()
+    finally:  # a run that is cut short tells what it has
+        if options.json:
+            options.json.write_text(json.dumps(bench.report, indent=1))
+        show(bench.report, console)
     return 0
 
 
