@@ -55,8 +55,6 @@ class Phase(NamedTuple):
     conduct: dict[str, Any]
     """Of the mock."""
     load: dict[str, Any]
-    alone: bool = False
-    """Only raycade has it."""
 
 
 def phases(parts: list[str], quick: bool) -> Iterator[Phase]:
@@ -105,10 +103,10 @@ class Bench:
             for phase in phases(options.parts, options.quick):
                 report["phases"][phase.name] = self._phase(phase, systems)
                 report["memory_mb"] = {system.name: system.memory_mb() for system in systems[1:]}
-            if "whole" in options.parts:
-                report["whole"] = self._whole()
             if "hangups" in options.parts:
                 report["hangups"] = self._hangups()
+            if "whole" in options.parts:
+                self._whole(report.setdefault("whole", {"rounds": []})["rounds"])
             report["memory_mb"] = {system.name: system.memory_mb() for system in systems[1:]}
 
     def _warm_up(self, systems: list[System]) -> None:
@@ -132,10 +130,9 @@ class Bench:
                 found["AsyncOpenAI, direct"] = self._load(self._base, {**phase.load, "kind": "openai"})
         return found
 
-    def _whole(self) -> Measured:
+    def _whole(self, rounds: list[Measured]) -> None:
         conduct = {"tokens": 200, "tokens_per_s": 100, "stamped": True}
         load = {"kind": "streams", "workers": 500, "each": 1, "warmup": 0, "max_tokens": 200, "spread_s": 1.0}
-        rounds = []
         with self._mock(conduct):
             for number in range(2 if self._options.quick else ROUNDS):
                 measured = self._load(self._raycade, {**load, "seconds": 60.0})
@@ -145,7 +142,6 @@ class Bench:
                     f"round {number + 1}: {measured['answers']} streams whole, {measured['broken']} not; "
                     f"{measured['chunks_per_s']:,.0f} chunks/s; {sum(memory.values()):,.0f} MB"
                 )
-        return {"rounds": rounds}
 
     def _hangups(self) -> Measured:
         """Who leaves, and what is left of them: at the endpoint, in the ledger, of files, of slots."""
@@ -305,8 +301,7 @@ def aims(report: Measured) -> Iterator[tuple[str, bool]]:
     if "500 streams" in found:
         ours, loop = (found["500 streams"][name]["chunks_per_s"] for name in ("raycade", "AsyncOpenAI, direct"))
         yield f"chunks/s at 500 streams: {ours:,.0f}, an AsyncOpenAI loop {loop:,.0f}; aim as many", ours >= loop
-    if "whole" in report:
-        rounds = report["whole"]["rounds"]
+    if rounds := report.get("whole", {}).get("rounds"):
         broken = sum(each["load"]["broken"] for each in rounds)
         whole = sum(each["load"]["answers"] for each in rounds)
         yield f"{whole} streams of 200 chunks whole and in order, {broken} not; aim none", not broken
