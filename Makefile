@@ -16,19 +16,22 @@ BASE := .venv/.installed
 TEST := .venv/.installed-test
 DEPENDENCIES := pyproject.toml constraints.txt
 PEER := build/peers/litellm/.installed
+SDKS := $(patsubst tests/peers/%.txt,build/peers/sdk-%/.installed,$(wildcard tests/peers/*.txt))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test fast faults prove bench guards overspend capacity tail soak clean
+.PHONY: help demo check test fast sdks faults prove bench gateway-bench guards overspend capacity tail soak clean
 
 help:
 	@echo "make demo    set up .venv and run a job of 400 rows against three mock tiers, into demo-out/"
 	@echo "make check   format, lint, strict types, import contracts"
 	@echo "make fast    the unit tests only"
 	@echo "make test    check, then all tests"
+	@echo "make sdks    the gateway through litellm, instructor, LangChain and pydantic-ai, each in an environment of its own"
 	@echo "make faults  the whole fault matrix, every row of tests/faults/matrix.py (make test runs the quick ones)"
 	@echo "make prove   run COUNT (1,000,000) simulated histories of faults from seed FIRST (0) on: no overspend, no leak"
 	@echo "make bench   measure the throughput on this machine"
 	@echo "make guards   what budgets, coalescing and metrics cost of it"
+	@echo "make gateway-bench   what the gateway costs its callers, beside LiteLLM's proxy and a direct connection"
 	@echo "make overspend   the same budget and demand against Raycade and LiteLLM, which gets an environment of its own"
 	@echo "make tail    a batch on an endpoint with stragglers, with and without hedging"
 	@echo "make soak    a job of MINUTES (30) with a fault every 20 s: is anything lost, do memory and open files grow?"
@@ -55,6 +58,9 @@ test: check
 fast: $(TEST)
 	@$(BIN)/python -m pytest tests/unit
 
+sdks: $(TEST) $(SDKS)
+	@RAYCADE_TEST_SDKS=all $(BIN)/python -m pytest tests/e2e/test_sdks.py
+
 faults: $(TEST)
 	@$(BIN)/python -m pytest tests/faults -m "" --durations 10
 
@@ -68,6 +74,9 @@ bench: $(BASE)
 
 guards: $(BASE)
 	@$(BIN)/python -m benchmarks.guards
+
+gateway-bench: $(BASE) $(PEER)
+	@$(BIN)/python -m benchmarks.gateway
 
 overspend: $(BASE) $(PEER)
 	@$(BIN)/python -m benchmarks.overspend
@@ -90,6 +99,16 @@ $(PEER): benchmarks/peers/litellm.txt | .venv/bin/python
 	@build/peers/litellm/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
 	  -r benchmarks/peers/litellm.txt > build/peers/install.log 2>&1 \
 	  || { tail -n 20 build/peers/install.log >&2; echo "The installation failed; the lines above say why." >&2; exit 1; }
+	@touch $@
+
+# The clients that the gateway is tried with: some 500 MB together, pinned, and never in .venv.
+build/peers/sdk-%/.installed: SHELL := /bin/bash
+build/peers/sdk-%/.installed: tests/peers/%.txt | .venv/bin/python
+	@echo "== installing $* into build/peers/sdk-$*"
+	@mkdir -p build/peers && $(BIN)/python -m venv build/peers/sdk-$*
+	@build/peers/sdk-$*/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off --no-compile \
+	  -r $< > build/peers/sdk-$*.log 2>&1 \
+	  || { tail -n 20 build/peers/sdk-$*.log >&2; echo "The installation failed; the lines above say why." >&2; exit 1; }
 	@touch $@
 
 clean:

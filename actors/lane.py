@@ -113,9 +113,15 @@ class RayPeer:
         self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
     ) -> AsyncGenerator[Batch, None]:
         stream = self._completions.remote(lane, generation, max_gap_s)
+        # `async for ref in stream: await ref` would wait twice for each batch, in Ray's own code until it is there and then for
+        # its bytes: two handovers between threads, and the bytes unpacked twice. So the next ref is looked at, awaited
+        # once (which raises when there is none any more), and only then taken off.
+        core, name = stream.worker.core_worker, stream.completed()
         try:
-            async for ref in stream:
-                batch: Batch = pickle.loads(await ref)  # the ref comes even for an error: awaiting it is what raises
+            while True:
+                ref, _ = core.peek_object_ref_stream(name)
+                batch: Batch = pickle.loads(await ref)
+                core.try_read_next_object_ref_stream(name)
                 yield batch
         finally:
             # Dropping a Ray generator does not stop its producer. The actor may be gone already.

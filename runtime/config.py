@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 from pydantic import Field
@@ -54,6 +54,7 @@ _HINTS = {
     "api_key_env": f"the NAME of an environment variable ({NO_KEYS_HERE})",
     "after": "a quantile such as p95, or a number of seconds",
     "hedge": "off, or keys such as {after: p95, max_fraction: 0.05}",
+    "cors_origins": "a list of origins such as https://chat.example.com, without a path",
     "base_url": "an address, or a list of addresses, beginning with http:// or https://",
 }
 _KEY_NAMES = re.compile(r"(?:api|auth|access|secret|bearer)?[_-]?(?:key|token|secret|authorization|password)s?", re.I)
@@ -113,6 +114,8 @@ class GatewaySettings(Settings):
     """At shutdown, how long answers that are under way may take to end."""
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()
+    cors_origins: list[Annotated[str, Field(pattern=r"^https?://[^/\s*@]+$")]] = Field(default=[])
+    """Where web pages that call the gateway may come from, such as https://chat.example.com; none by default."""
 
 
 class TelemetrySettings(Settings):

@@ -14,8 +14,9 @@ from ray.exceptions import RayError
 import actors
 import runtime
 from actors.budget.rows import Snapshot
+from actors.coalescer.actor import CoalescerActor
 from actors.errors import ClusterError, RaycadeError
-from actors.lane import MAX_GAP_S, RayPeer
+from actors.lane import MAX_GAP_S, Peer, RayPeer
 from actors.observer.scene import Report, Taken
 from actors.router.attempts import OnAttempt
 from actors.router.failures import FailureLog
@@ -50,10 +51,12 @@ def make_router(
     name: str,
     max_gap_s: float = MAX_GAP_S,
     on_attempt: OnAttempt | None = None,
+    alone: bool = False,
 ) -> Router:
     """Build a Router in the process that hosts it, from the names of the other actors. Raises ClusterError.
 
-    `max_gap_s`, `on_attempt`: see Router.
+    `max_gap_s`, `on_attempt`: see Router. `alone`: there is no other router to share calls with, so the coalescer's table
+    is kept in this process, and a claim costs no way to another and back.
     """
     _check_code(digest)
 
@@ -74,7 +77,10 @@ def make_router(
 
         tracing = Tracing(f"{prefix}/{name}", otlp(config.telemetry.otlp_endpoint))
     tiers = [[peer(f"tier/{tier.name}/{index}") for index in range(tier.replicas)] for tier in config.tiers]
-    peers = Peers(tiers, peer("coalescer") if config.coalesce.enabled else None, exchange)
+    coalescer: Peer | None = None
+    if config.coalesce.enabled:
+        coalescer = CoalescerActor(config.coalesce) if alone else peer("coalescer")
+    peers = Peers(tiers, coalescer, exchange, near=alone)
     return Router(
         f"{prefix}/{name}",
         config.tiers,

@@ -55,6 +55,8 @@ class Peers(NamedTuple):
     tiers: Sequence[Sequence[Peer]]
     coalescer: Peer | None
     exchange: Callable[[Exchange], Awaitable[Exchanged]]
+    near: bool = False
+    """The coalescer is in this very process, so nothing is gained by sending it several things at once."""
 
 
 class Router:
@@ -120,7 +122,8 @@ class Router:
                 )
                 tier.lanes.append(lane)
         if self._peers.coalescer is not None and self._coalesce.enabled:
-            self._claims = Claims(self.name, self._peers.coalescer, self._coalesce, self._max_gap_s)
+            gap_s = 0.0 if self._peers.near else self._max_gap_s
+            self._claims = Claims(self.name, self._peers.coalescer, self._coalesce, gap_s)
             self._stream_claims = StreamClaims(self._claims)
         self._purse.open()
         opening = [lane.open(10.0) for lane in self._lanes()]

@@ -8,14 +8,18 @@ cores with a bare application: Serve's own proxy 189 requests/s and 8.7 ms, this
 - Its flags are read when Serve's processes start: `prepare` sets them before Ray starts. A cluster that is joined brings
   its own.
 
-Each replica has a Router of its own (actors/router/flow.py), so a request crosses no router actor.
+Each replica has a Router of its own (actors/router/flow.py), so a request crosses no router actor. A gateway of one
+replica is the only router of its actors, so it keeps the coalescer's table too: the way to another process and back was a
+third of what the gateway added to a first token.
 """
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import os
 import shlex
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable
@@ -28,6 +32,7 @@ from runtime.cluster import Cluster, Watching
 from runtime.config import Config
 from runtime.gateway.app import GatewayApp
 from runtime.gateway.asks import Asks
+from runtime.gateway.browsers import for_browsers
 from runtime.gateway.doors import doors
 from runtime.gateway.files import Ask
 from runtime.gateway.hosting import DeskHost, asker
@@ -46,6 +51,8 @@ FLAGS = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Ray starts its workers with nice 15: whatever else the machine does would come before every answer.
+    "RAY_worker_niceness": "0",
 }
 HEADROOM = 64
 """Beyond max_queued a replica takes so many requests more, to refuse them itself: at once, and in OpenAI's shape."""
@@ -57,6 +64,7 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
     # Its defaults are fixed names in /tmp and fixed ports: a second gateway on the machine would meet the first one's.
     folder = tempfile.mkdtemp(prefix="rcgw-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name, file in (
         ("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", "haproxy.cfg"),
         ("RAY_SERVE_HAPROXY_SOCKET_PATH", "admin.sock"),
@@ -112,7 +120,9 @@ def start(cluster: Cluster, config: Config, prices: dict[str, Any], host: str, p
         serve.start(http_options={"host": host, "port": port}, proxy_location="EveryNode")
         deployment = serve.deployment(**options)(serve.ingress()(_Replica))
         watch, ask = cluster.watching_maker(), asker(cluster.name)
-        bound = deployment.bind(cluster.router_maker(prices), watch, config, cluster.name, ask)
+        # With one replica, and actors of its own, there is no router beside it that answers live requests.
+        make = partial(cluster.router_maker(prices), alone=most == 1 and not cluster.stays)
+        bound = deployment.bind(make, watch, config, cluster.name, ask)
         serve.run(bound, name=APP, route_prefix="/")
     except Exception as error:  # Serve raises RuntimeError and Ray's own for whatever went wrong in its processes
         reason = next(iter(str(error).splitlines()), "")
@@ -171,7 +181,7 @@ class _Replica:
             self._telemetry.refused,
             doors(asks, self._ask, gateway, metrics=self._watch is not None),
         )
-        return app.asgi
+        return for_browsers(app.asgi, gateway.cors_origins, keyed=keyfile is not None)
 
     async def __del__(self) -> None:
         """Serve awaits this once the replica's requests have ended: what is held of the budget goes back."""

@@ -13,6 +13,8 @@ import orjson
 __all__ = ["Ask", "BadRequest", "Route", "count_tokens", "read_ask"]
 
 MAX_CHOICES = 128
+_SPECIAL = frozenset({"response_format", "n", "tool_choice", "logprobs"})
+"""A chat without these has a plain answer."""
 MAX_DIMENSIONS = 4096
 DEFAULT_DIMENSIONS = 16
 
@@ -38,6 +40,9 @@ class Ask(NamedTuple):
     schema: Any = None
     dimensions: int = DEFAULT_DIMENSIONS
     base64: bool = False
+    tool: str = ""
+    """The function that the request demands a call of; its arguments are the JSON content."""
+    logprobs: bool = False
 
 
 Route = Callable[[dict[str, Any]], Ask]
@@ -74,13 +79,14 @@ def chat(request: dict[str, Any]) -> Ask:
         if message["role"] == "user" or not asked:
             source, asked = text, asked or message["role"] == "user"
     stream = request.get("stream")
-    plain = not stream and "response_format" not in request and "n" not in request
+    plain = not stream and not request.keys() & _SPECIAL
     limit = _positive(request, "max_completion_tokens", "max_tokens")
     if plain:
         return Ask(_model(request), [source], tokens, limit)
     wanted = request.get("response_format")
     wanted = wanted if isinstance(wanted, dict) else {}
     kind, schema = wanted.get("type"), wanted.get("json_schema")
+    tool, parameters = _demanded_tool(request)
     return Ask(
         _model(request),
         [source],
@@ -89,8 +95,10 @@ def chat(request: dict[str, Any]) -> Ask:
         choices=_choices(request),
         stream=bool(stream),
         include_usage=_include_usage(request),
-        json=kind in ("json_schema", "json_object"),
-        schema=schema.get("schema") if isinstance(schema, dict) else None,
+        json=bool(tool) or kind in ("json_schema", "json_object"),
+        schema=parameters if tool else schema.get("schema") if isinstance(schema, dict) else None,
+        tool=tool,
+        logprobs=request.get("logprobs") is True,
     )
 
 
@@ -192,6 +200,20 @@ def _choices(request: dict[str, Any]) -> int:
     if choices > MAX_CHOICES:
         raise BadRequest(f"'n' must be at most {MAX_CHOICES}.", "n")
     return choices
+
+
+def _demanded_tool(request: dict[str, Any]) -> tuple[str, Any]:
+    """Name and parameters of the function that `tool_choice` demands. Whether to call one that is only offered is the
+    model's to choose, and the mock chooses not to."""
+    choice = request.get("tool_choice")
+    wanted = choice.get("function", {}).get("name") if isinstance(choice, dict) else None
+    if not wanted and choice != "required":
+        return "", None
+    for tool in request.get("tools") or ():
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if isinstance(function, dict) and wanted in (None, function.get("name")):
+            return str(function.get("name")), function.get("parameters") or {"type": "object"}
+    raise BadRequest("'tool_choice' demands a tool that is not among 'tools'.", "tool_choice")
 
 
 def _include_usage(request: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from runtime.mock.behaviour import Behaviour
 from runtime.mock.exchange import Exchange
 from runtime.mock.gates import Slots, retry_after
 from runtime.mock.shapes import Made, error_body
-from runtime.mock.sse import Events
+from runtime.mock.sse import Events, stamp
 from runtime.mock.stats import TierStats
 from runtime.mock.stream import Flood, Stream
 
@@ -192,13 +192,17 @@ class Call:
                 self._stats.billed(events.prompt_tokens, events.completion_tokens)
             self._answered()
 
+        def stamped(data: bytes) -> None:
+            exchange.write(stamp(data, time.monotonic_ns() // 1000))
+
+        write = stamped if self._behaviour.conduct.stamped else exchange.write
         pace = self._behaviour.conduct.tokens_per_s
         if pace is None:
-            exchange.write(b"".join(tokens))
+            write(b"".join(tokens))
             end()
         else:
             exchange.on_gone = self._abandon
-            self._stream = Stream(tokens, pace, exchange.write, end)
+            self._stream = Stream(tokens, pace, write, end)
             self._stream.start()
 
     def _answered(self, status: int = 200) -> None:

@@ -149,6 +149,9 @@ class Conduct(Part):
     """Completion tokens of an echo reply that the request itself does not cut shorter."""
     tokens_per_s: Rate | None = None
     """Pace of a stream after its first token; absent: all at once."""
+    stamped: bool = False
+    """Each token of a streamed echo is `HASH.NUMBER.MICROSECONDS `: whose answer it is (as in an echo), which of its tokens, and when
+    it was written, by the machine's monotonic clock."""
     status: Status | None = None
     """Every request is answered with this error status."""
     errors: tuple[ErrorShare, ...] = ()

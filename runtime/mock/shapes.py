@@ -27,7 +27,9 @@ __all__ = [
     "error_body",
     "metered",
     "models_body",
+    "pieces",
     "responses_body",
+    "with_logprobs",
 ]
 
 _USAGE = (
@@ -38,6 +40,11 @@ _CHAT = b'{"id":"chatcmpl-%b","object":"chat.completion","created":%d,"model":%b
 _CHAT_CHOICE = (
     b'{"index":%d,"message":{"role":"assistant","content":%b,"refusal":null},"finish_reason":%b,"logprobs":null}'
 )
+_TOOL_CHOICE = (
+    b'{"index":%d,"message":{"role":"assistant","content":null,"tool_calls":[%b],"refusal":null},"finish_reason":%b,'
+    b'"logprobs":null}'
+)
+_TOOL_CALL = b'{"id":"call_%b%d","type":"function","function":{"name":%b,"arguments":%b}}'
 _TEXT = b'{"id":"cmpl-%b","object":"text_completion","created":%d,"model":%b,"choices":[%b],"usage":%b}'
 _TEXT_CHOICE = b'{"index":%d,"text":%b,"finish_reason":%b,"logprobs":null}'
 
@@ -80,7 +87,32 @@ def contents(ask: Ask, behaviour: Behaviour) -> list[Content]:
 
 
 def chat_body(ask: Ask, behaviour: Behaviour, id_: bytes, created: int) -> Made:
-    return _choices_body(_CHAT, _CHAT_CHOICE, ask, behaviour, id_, created)
+    if not ask.tool and not ask.logprobs:
+        return _choices_body(_CHAT, _CHAT_CHOICE, ask, behaviour, id_, created)
+    made = contents(ask, behaviour)
+    choices = []
+    for index, content in enumerate(made):
+        if ask.tool:
+            call = _TOOL_CALL % (id_, index, quoted(ask.tool), orjson.dumps(content.text))
+            choices.append(_TOOL_CHOICE % (index, call, b'"tool_calls"'))
+        else:
+            told = _CHAT_CHOICE % (index, orjson.dumps(content.text), finish_reason(content.cut, False))
+            choices.append(with_logprobs(told, pieces(content.text, content.tokens)))
+    completion = sum(content.tokens for content in made)
+    usage, prompt, completion = metered(behaviour.conduct, ask.prompt_tokens, completion)
+    return Made(_CHAT % (id_, created, quoted(ask.model), b",".join(choices), usage), prompt, completion)
+
+
+def pieces(text: str, tokens: int) -> list[str]:
+    """The text in at most as many pieces as it has tokens."""
+    size = -(-len(text) // tokens) if tokens else 1
+    return [text[at : at + size] for at in range(0, len(text), size)]
+
+
+def with_logprobs(choice: bytes, tokens: list[str]) -> bytes:
+    """A choice that ends with `"logprobs":null}`, with the log probabilities of its tokens."""
+    told = [{"token": token, "logprob": -0.25, "bytes": list(token.encode()), "top_logprobs": []} for token in tokens]
+    return choice.removesuffix(b"null}") + orjson.dumps({"content": told, "refusal": None}) + b"}"
 
 
 def completions_body(ask: Ask, behaviour: Behaviour, id_: bytes, created: int) -> Made:

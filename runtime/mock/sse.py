@@ -8,9 +8,18 @@ import orjson
 from runtime.mock.ask import Ask
 from runtime.mock.behaviour import Behaviour
 from runtime.mock.content import Content
-from runtime.mock.shapes import contents, error_body, finish_reason, metered, quoted, responses_body
+from runtime.mock.shapes import (
+    contents,
+    error_body,
+    finish_reason,
+    metered,
+    pieces,
+    quoted,
+    responses_body,
+    with_logprobs,
+)
 
-__all__ = ["Events", "chat_events", "completions_events", "responses_events"]
+__all__ = ["Events", "chat_events", "completions_events", "responses_events", "stamp"]
 
 _DONE = b"data: [DONE]\n\n"
 _BAD = b'data: {"id":"chatcmpl-\n\n'
@@ -19,9 +28,15 @@ _CHAT = b'data: {"id":"chatcmpl-%b","object":"chat.completion.chunk","created":%
 _TEXT = b'data: {"id":"cmpl-%b","object":"text_completion","created":%d,"model":%b,"choices":[%b]%b}\n\n'
 _ROLE = b'{"index":%d,"delta":{"role":"assistant","content":"","refusal":null},"finish_reason":null,"logprobs":null}'
 _DELTA = b'{"index":%d,"delta":{"content":%b},"finish_reason":null,"logprobs":null}'
+_TOOL = (
+    b'{"index":%d,"delta":{"tool_calls":[{"index":0,"id":"call_%b%d","type":"function","function":{"name":%b,"arguments":""}}]},'
+    b'"finish_reason":null,"logprobs":null}'
+)
+_ARGUMENTS = b'{"index":%d,"delta":{"tool_calls":[{"index":0,"function":{"arguments":%b}}]},"finish_reason":null,"logprobs":null}'
 _STOP = b'{"index":%d,"delta":{},"finish_reason":%b,"logprobs":null}'
 _TEXT_DELTA = b'{"index":%d,"text":%b,"finish_reason":null,"logprobs":null}'
 _TEXT_STOP = b'{"index":%d,"text":"","finish_reason":%b,"logprobs":null}'
+_UNSTAMPED = b"@" * 16
 
 
 class Events(NamedTuple):
@@ -54,9 +69,15 @@ def _events(
         return whole % (id_, created, model, choices, usage)
 
     opening = b"".join(event(role % index) for index in range(len(made))) if role else b""
-    tokens = [
-        event(delta % (index, orjson.dumps(piece))) for index, content in enumerate(made) for piece in _pieces(content)
-    ]
+    tokens = []
+    for index, content in enumerate(made):
+        if ask.tool:
+            opening += event(_TOOL % (index, id_, index, quoted(ask.tool)))
+        for piece in (
+            _stamped(content) if behaviour.conduct.stamped and not ask.json else pieces(content.text, content.tokens)
+        ):
+            choice = (_ARGUMENTS if ask.tool else delta) % (index, orjson.dumps(piece))
+            tokens.append(event(with_logprobs(choice, [piece]) if ask.logprobs else choice))
     usage, prompt, completion = metered(behaviour.conduct, ask.prompt_tokens, sum(content.tokens for content in made))
     if behaviour.outcome == "truncated":
         return Events(opening, tokens, b"", prompt, completion)
@@ -65,7 +86,10 @@ def _events(
         return Events(opening, tokens[:middle], _ERROR % error_body(500), prompt, completion)
     if behaviour.outcome == "bad_event":
         tokens.insert(middle, _BAD)
-    closing = [event(stop % (index, finish_reason(content.cut, False))) for index, content in enumerate(made)]
+    closing = [
+        event(stop % (index, b'"tool_calls"' if ask.tool else finish_reason(content.cut, False)))
+        for index, content in enumerate(made)
+    ]
     if ask.include_usage:
         closing.append(event(b"", b',"usage":' + usage))
     done = b"" if behaviour.outcome == "no_done" else _DONE
@@ -95,7 +119,7 @@ def responses_events(ask: Ask, behaviour: Behaviour, id_: bytes, created: int) -
     )
     tokens = [
         event("response.output_text.delta", **here, delta=piece, logprobs=[])
-        for piece in _cut(part["text"], made.completion_tokens)
+        for piece in pieces(part["text"], made.completion_tokens)
     ]
     middle = len(tokens) // 2
     if behaviour.outcome == "truncated":
@@ -114,11 +138,11 @@ def responses_events(ask: Ask, behaviour: Behaviour, id_: bytes, created: int) -
     return Events(opening, tokens, closing, made.prompt_tokens, made.completion_tokens)
 
 
-def _pieces(content: Content) -> list[str]:
-    return _cut(content.text, content.tokens)
+def stamp(data: bytes, microseconds: int) -> bytes:
+    """Stamped tokens with the time at which they are written."""
+    return data.replace(_UNSTAMPED, b"%016d" % microseconds)
 
 
-def _cut(text: str, tokens: int) -> list[str]:
-    """The text in at most as many pieces as it has tokens."""
-    size = -(-len(text) // tokens) if tokens else 1
-    return [text[at : at + size] for at in range(0, len(text), size)]
+def _stamped(content: Content) -> list[str]:
+    head = content.text.removeprefix("echo ")[:16]
+    return [f"{head}.{number:06d}.{_UNSTAMPED.decode()} " for number in range(content.tokens)]

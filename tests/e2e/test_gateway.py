@@ -23,6 +23,7 @@ from runtime.mock.content import echo
 from runtime.mock.process import MockProcess
 from runtime.prompts import load_prompts
 from runtime.prompts_release import release
+from tests.e2e.browser import Page, serving_page
 from tests.e2e.fuzz import fuzz, tracebacks
 from tests.e2e.gateways import GatewayProcess
 from tests.e2e.jobs import ROOT, actor_pids, chat
@@ -63,7 +64,13 @@ def mock() -> Iterator[MockProcess]:
 
 
 @pytest.fixture(scope="module")
-def gateway(mock: MockProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+def page() -> Iterator[Page]:
+    with serving_page() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def gateway(mock: MockProcess, page: Page, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     folder = tmp_path_factory.mktemp("gateway")
     keys = [
         {"name": "somebody", "sha256": digest(KEY)},
@@ -80,7 +87,7 @@ def gateway(mock: MockProcess, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with GatewayProcess(
         folder,
         order,
-        gateway={"keys_file": "keys.yaml", "max_body_mb": 1},
+        gateway={"keys_file": "keys.yaml", "max_body_mb": 1, "cors_origins": [page.origin()]},
         router={"deadline_s": 20},
         telemetry={"metrics_port": 0},
     ) as process:
@@ -608,3 +615,85 @@ def test_fuzzing_finds_no_server_error(gateway: GatewayProcess, tmp_path: Path) 
     """From the gateway's own page (tests/e2e/fuzz.py), as a key that may use a tier that works."""
     assert fuzz(gateway.root, NARROW, 20, tmp_path, examples=20) == ""
     assert tracebacks(gateway) == []
+
+
+# ---- other clients
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def test_tool_calls_choices_and_log_probabilities(client: openai.OpenAI) -> None:
+    """What an answer has besides text comes through, whole and in parts."""
+    ask: Any = {"model": "steady", "messages": words("call me"), "tools": [WEATHER], "tool_choice": "required"}
+    call = client.chat.completions.create(**ask).choices[0].message.tool_calls[0]
+    assert call.function.name == "weather"
+    assert isinstance(orjson.loads(call.function.arguments)["city"], str)
+    name, arguments, reason = "", "", None
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        for part in chunk.choices[0].delta.tool_calls or ():
+            name, arguments = name + (part.function.name or ""), arguments + (part.function.arguments or "")
+        reason = chunk.choices[0].finish_reason or reason
+    assert (name, arguments, reason) == ("weather", call.function.arguments, "tool_calls")
+
+    ask = {"model": "steady", "messages": words("how sure"), "n": 2, "logprobs": True}
+    whole = client.chat.completions.create(**ask)
+    texts, likely = ["", ""], [0, 0]
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            likely[choice.index] += len(choice.logprobs.content) if choice.logprobs else 0
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert likely == [len(choice.logprobs.content) for choice in whole.choices]
+    assert min(likely) > 5
+
+
+async def test_the_async_client(gateway: GatewayProcess) -> None:
+    """The same, plain, streamed and with a tool, at once."""
+    ask: Any = {"model": "steady", "messages": words("asynchronously")}
+    async with openai.AsyncOpenAI(base_url=gateway.url, api_key=KEY, max_retries=0) as client:
+        create = client.chat.completions.create
+        plain, stream, called = await asyncio.gather(
+            create(**ask), create(**ask, stream=True), create(**ask, tools=[WEATHER], tool_choice="required")
+        )
+        text = "".join([choice.delta.content or "" async for chunk in stream for choice in chunk.choices])
+    assert text == plain.choices[0].message.content
+    assert called.choices[0].message.tool_calls[0].function.name == "weather"
+
+
+def curl(gateway: GatewayProcess, body: dict[str, Any], *options: str) -> str:
+    headers = ["-H", f"Authorization: Bearer {KEY}", "-H", "Content-Type: application/json"]
+    command = ["curl", "-sS", "--noproxy", "*", *options, *headers, "-d", orjson.dumps(body).decode()]
+    return subprocess.run(
+        [*command, f"{gateway.url}/chat/completions"], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+
+
+def test_curl(gateway: GatewayProcess) -> None:
+    """Plain, and `curl -N` for a stream."""
+    ask = {"model": "steady", "messages": words("curled")}
+    text = orjson.loads(curl(gateway, ask))["choices"][0]["message"]["content"]
+    streamed = curl(gateway, {**ask, "stream": True}, "-N").split("\n\n")
+    *events, done = [line.removeprefix("data: ") for line in streamed if line]
+    assert done == "[DONE]"
+    deltas = [orjson.loads(event)["choices"][0]["delta"] for event in events]
+    assert "".join(delta.get("content") or "" for delta in deltas) == text
+
+
+def test_a_browser_reads_a_stream(gateway: GatewayProcess, page: Page) -> None:
+    """With fetch, piece by piece, from a page whose origin is named; a page from elsewhere gets nothing."""
+    body = {"model": "slow", "messages": words("in a browser"), "stream": True}
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    ask = {"url": f"{gateway.url}/chat/completions", "headers": headers, "body": body}
+    told = page.opened(ask)
+    assert told.get("error") is None
+    assert (told["status"], told["tier"], told["ended"]) == (200, "slow", True)
+    assert told["text"].startswith("echo ")
+    assert told["reads"] > 5
+    assert "error" in page.opened(ask, "localhost")
