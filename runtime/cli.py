@@ -215,8 +215,17 @@ def status(
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines; dollars as micro-dollars.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Live, with rates, until Ctrl-C.")] = False,
+    web: Annotated[
+        bool, typer.Option("--web", help="Say where its page is, and open it where there is a display.")
+    ] = False,
 ) -> None:
     """Tell what is running with this state_dir: progress, each tier actor's state and why, budgets."""
+    if web:
+        from runtime.status import pages
+
+        if as_json or watch:
+            raise ConfigError("goes with neither --json nor --watch", key="--web")
+        raise typer.Exit(pages(config))
     if watch:
         from runtime.watch import watch as show
 

@@ -7,7 +7,9 @@ Needs no Ray and changes nothing. Jobs on other machines keep their own state_di
 
 import json
 import os
+import sys
 import time
+import webbrowser
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.error import URLError
@@ -23,7 +25,7 @@ from runtime.batch.summary import dollars, kinds_in_words, short, span
 from runtime.config import load_config
 from runtime.running import Entry, running_jobs
 
-__all__ = ["STYLES", "Status", "asked", "drawn", "fetched", "requests_line", "status"]
+__all__ = ["STYLES", "Status", "asked", "drawn", "fetched", "pages", "requests_line", "status"]
 
 TIMEOUT_S = 3.0
 STYLES = {"closed": "green", "half-open": "cyan", "open": "red", "out": "bold red"}
@@ -47,6 +49,22 @@ def status(config_file: str | None, as_json: bool, console: Console | None = Non
     for entry, told in jobs:
         for part in drawn(entry, told, time.time()):
             console.print(part, soft_wrap=isinstance(part, Text) and not console.is_terminal)
+    return 0
+
+
+def pages(config_file: str | None) -> int:
+    """Say where the page of each running job or gateway is, and open the first where there is a browser; exit code."""
+    config = load_config(config_file, os.environ, check_keys=False)
+    entries = running_jobs(config.state_dir)
+    served = [entry for entry in entries if entry.address]
+    for entry in served:
+        print(f"{entry.address}/ui  {entry.kind} {entry.run}")
+    if not served:
+        why = "it serves no metrics (telemetry.metrics_port)" if entries else "nothing is running"
+        print(f"no page: {why} with state_dir {config.state_dir}", file=sys.stderr)
+        return 1
+    if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(f"{served[0].address}/ui")
     return 0
 
 

@@ -214,7 +214,7 @@ class Carrying:
             finally:
                 self._run = None
 
-    def _noted(self, text: str) -> None:
+    def _noted(self, text: str, *_: object, **__: object) -> None:
         if not self.why:
             self.note = text
 

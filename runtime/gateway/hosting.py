@@ -61,10 +61,7 @@ class DeskHost:
             await asyncio.sleep(AGAIN_S)
 
     async def end(self, grace_s: float) -> None:
-        """Rows in flight have `grace_s` seconds to end. Never raises.
-
-        The actor ends with this program. Killed here, while an answer of its may be on the way, it took the program with it.
-        """
+        """Rows in flight have `grace_s` seconds to end; the actor ends with this program. Never raises."""
         with contextlib.suppress(Exception):
             async with asyncio.timeout(grace_s + CLOSE_S):
                 await self._handle.close.remote(grace_s)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
@@ -12,7 +14,7 @@ import pytest
 from runtime.mock.process import MockProcess
 from runtime.running import running_jobs
 from tests.e2e.chromium import chromium
-from tests.e2e.jobs import Job, chat, end, wait_until
+from tests.e2e.jobs import ROOT, Job, chat, end, wait_until
 
 SCENARIO = {
     "tiers": {
@@ -55,6 +57,15 @@ async def test_the_page_of_a_job_shows_a_breaker_that_opens(tmp_path: Path) -> N
             with build_opener(ProxyHandler({})).open(f"{entry.address}/ui/live", timeout=5) as live:
                 told = json.loads(live.readline().removeprefix(b"data: "))
             assert {tier["name"] for tier in told["tiers"]} == {"weak", "strong"}
+            said = subprocess.run(
+                [sys.executable, "-m", "runtime", "status", "--web", "-c", str(job.config)],
+                env={**job.env, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=True,
+            )
+            assert f"{entry.address}/ui" in said.stdout
             process.send_signal(signal.SIGINT)
             process.wait(60)
         finally:
