@@ -57,16 +57,20 @@ async def test_the_page_of_a_job_shows_a_breaker_that_opens(tmp_path: Path) -> N
             with build_opener(ProxyHandler({})).open(f"{entry.address}/ui/live", timeout=5) as live:
                 told = json.loads(live.readline().removeprefix(b"data: "))
             assert {tier["name"] for tier in told["tiers"]} == {"weak", "strong"}
-            said = subprocess.run(
-                [sys.executable, "-m", "runtime", "status", "--web", "-c", str(job.config)],
-                env={**job.env, "PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-                timeout=30,
-                check=True,
-            )
-            assert f"{entry.address}/ui" in said.stdout
+            assert f"{entry.address}/ui" in where_it_is(job)
             process.send_signal(signal.SIGINT)
             process.wait(60)
         finally:
             end(process)
+
+
+def where_it_is(job: Job) -> str:
+    """What `raycade status --web` says."""
+    return subprocess.run(
+        [sys.executable, "-m", "runtime", "status", "--web", "-c", str(job.config)],
+        env={**job.env, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    ).stdout
