@@ -59,12 +59,12 @@ async def _serve(config: Config, prices: dict[str, Price], host: str, port: int,
     from runtime.gateway import deploy
 
     told = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    _obey(told)
     _say("starting Ray and the actors ...")
     began = time.monotonic()
     stack = contextlib.ExitStack()
     cluster = await Cluster.start(config, prices, address, routers=0, kind="serve")
+    _obey(told)  # Ray has put handlers of its own in place, which abort the process three seconds after a SIGTERM
     try:
         if not told.is_set():
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
@@ -83,6 +83,11 @@ async def _serve(config: Config, prices: dict[str, Price], host: str, port: int,
     finally:
         await cluster.close()
         stack.close()
+
+
+def _obey(told: asyncio.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
 
 
 async def watch(cluster: "Cluster", config: Config, registered: Running, told: asyncio.Event) -> None:

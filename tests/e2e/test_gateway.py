@@ -697,3 +697,22 @@ def test_a_browser_reads_a_stream(gateway: GatewayProcess, page: Page) -> None:
     assert told["text"].startswith("echo ")
     assert told["reads"] > 5
     assert "error" in page.opened(ask, "localhost")
+
+
+# ---- the end: nothing after this has a gateway
+
+
+def test_sigterm_lets_answers_end(client: openai.OpenAI, gateway: GatewayProcess) -> None:
+    """A stream and a plain answer under way come whole, and longer than Ray's own handler would have let the process live."""
+    assert gateway.process is not None
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        ask: Any = {"model": "long", "max_tokens": 45}
+        stream = client.chat.completions.create(**ask, messages=words("to the end"), stream=True)
+        next(iter(stream))
+        plain = pool.submit(client.chat.completions.create, **ask, messages=words("me too"))
+        time.sleep(0.3)
+        gateway.process.terminate()
+        text, reason, _ = read(stream)
+        assert (reason, plain.result().choices[0].finish_reason) == ("length", "length")
+        assert text
+    assert gateway.stop() == 0
