@@ -32,6 +32,8 @@ TierReply = Answer | Failure | Refusal
 RATE_PAUSE_S = 0.25
 """How long routers are told to stay away when the tier's own rate limit makes calls wait too long."""
 QUEUE_SWEEP_S = 0.25
+HURRIED_S = 5.0
+"""Who waits no longer than this for a slot is a person, or about to miss a deadline."""
 SHORTEST_PACE_S = 0.001
 
 
@@ -244,6 +246,7 @@ class TierActor(LaneHost):
         if call.stream is not None:
 
             def say(chunks: list[Chunk]) -> None:
+                upstream.heard_at = time.monotonic()
                 queued.complete(Part(chunks))
 
             def advised(headers: Mapping[str, str]) -> None:
@@ -270,6 +273,9 @@ class TierActor(LaneHost):
         for queued in self._queue.leave(lambda q: now - q.since >= q.call.queue_s or (paced and q.slow(now))):
             if not queued.cancelled:
                 queued.complete(Refusal("rate", RATE_PAUSE_S) if queued.slow(now) and paced else Refusal("queue", 1.0))
+        hurried = sum(q.call.queue_s <= HURRIED_S and not q.cancelled for q in self._queue)
+        if hurried:
+            self._balancer.wanted(hurried, now)
         self._pump()  # an endpoint may be due again, while those that are well are full of calls that hang
         self._sweeping = bool(self._queue)
         if self._sweeping:

@@ -115,6 +115,11 @@ class Capacity:
         resumes_at = now + (pause_s or COOLING_S) if pace is None else pace.refused(pause_s, sent_at, now)
         self.cooling_until = max(self.cooling_until, resumes_at)
 
+    def wanted(self, calls: int, now: float) -> None:
+        """So many calls have waited for a slot that cannot wait."""
+        if now >= self.cooling_until and not self.paced:
+            self._concurrency.wanted(calls)
+
     def failed(self, now: float) -> None:
         """A timeout, a server error or a broken connection: growth waits, and nothing shrinks; the rest is the breaker's."""
         self._concurrency.void()

@@ -16,6 +16,7 @@ endpoint would take each other's queue for the way it is.
 - Only rounds in which the limit was what held calls back count: not when calls were scarce, and not while paced.
 - A round lasts until the mean of its latencies is known well enough. Logarithms: an outlier counts little.
 - What grows, grows over the time of a call, or the calls of a growth would stay one bunch for ever.
+- Callers who wait in person are let in while it doubles, whether rounds have ended or not.
 - A failure begins the round anew: growth waits, and nothing shrinks. An overload (503, 529) takes KEPT, once a moment.
 
 Pure: `now` is monotonic seconds, and the caller counts what is in flight.
@@ -125,6 +126,13 @@ class Concurrency:
             self._stage, self._rest_until, self._growth = "steady", now + REST_S, 1.0
             self._settle = self._limit
             self._limit = self._from = max(1, int(self._limit * KEPT))
+            self._round = None
+
+    def wanted(self, calls: int) -> None:
+        """So many calls that cannot wait have waited. While the endpoint's knee is not known they are let in, twice as many
+        as before at most: long answers would teach it too late, since a round takes as long as they do."""
+        if self._auto and self._stage == "doubling":
+            self._limit = self._from = self._settle = min(CEILING, self._limit + min(calls, self._limit))
             self._round = None
 
     def void(self) -> None:

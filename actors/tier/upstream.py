@@ -41,6 +41,10 @@ class Busy(NamedTuple):
 FULL = Busy(None)
 
 
+HEARD_S = 1.0
+"""More calls than the limit are let in only where something has been heard of so lately: not where all hang."""
+
+
 class Upstream:
     """One endpoint's condition."""
 
@@ -52,6 +56,7 @@ class Upstream:
         "breaker",
         "capacity",
         "cooling_since",
+        "heard_at",
         "in_flight",
         "index",
         "last_refusal",
@@ -66,6 +71,8 @@ class Upstream:
         self.breaker = Breaker(settings.breaker)
         self.capacity = Capacity(settings.concurrency)
         self.in_flight = 0
+        self.heard_at = float("-inf")
+        """When it last answered, or said a part of a stream."""
         self.out: Outage | None = None
         """It refuses the key, or what it served before is not there any more."""
         self.absent: dict[str, Outage] = {}
@@ -115,6 +122,7 @@ class Upstream:
             self.out = None
         if isinstance(done, Answer):
             self.served.add(path)
+            self.heard_at = now
             self.capacity.succeeded(self.in_flight, done.duration_s, now)
             return "success"
         match done.kind:
@@ -220,6 +228,12 @@ class Balancer:
         if avoid >= 0 and self._may_probe(every[avoid], held, path, now):
             return every[avoid]
         return self._why_none(path, held, now)
+
+    def wanted(self, calls: int, now: float) -> None:
+        """So many calls have waited for a slot that cannot wait."""
+        for each in self.all:
+            if each.breaker.state == "closed" and each.out is None and now - each.heard_at <= HEARD_S:
+                each.capacity.wanted(calls, now)
 
     def settle(
         self, upstream: Upstream, permit: Permit, outcome: Outcome, now: float, duration_s: float, said: str = ""

@@ -16,6 +16,7 @@ from actors.settings import TierSettings
 from actors.tier import actor as tier_module
 from actors.tier.actor import TierActor
 from actors.tier.capacity import COOLING_S
+from actors.tier.concurrency import START
 from actors.tier.transport import Reply, TransportError
 from tests.faults.servers import ANSWER
 from tests.simulated import LocalPeer, simulated
@@ -616,3 +617,36 @@ def test_making_one_does_no_io() -> None:
     assert TierActor(TierSettings(name="t", model="m", base_url=("http://x",)), make).health() == Health(
         limit=20, address="x"
     )
+
+
+@timed
+async def test_who_waits_in_person_is_let_in_before_anything_is_learned() -> None:
+    """Fifty callers at once at a new endpoint, with long answers: the short ones tell that it lives, and nobody is refused."""
+    async with serving(Script(*[0.1] * 5, *[30.0] * 60), timeout_s=60.0, concurrency="auto") as tier:
+        calls = tier.calls(55, queue_s=2.0, timeout_s=60.0)
+        await asyncio.sleep(2.5)
+        assert tier.script.now == 50
+        assert kinds(await asyncio.gather(*calls)) == ["ok"] * 55
+
+
+@timed
+async def test_a_batch_waits_and_so_do_callers_of_an_endpoint_that_hangs() -> None:
+    """Rows are in no hurry; and what has said nothing gets no more calls than any new endpoint."""
+    for queue_s, first in ((100.0, 0.1), (2.0, 30.0)):
+        async with serving(Script(first, *[30.0] * 60), timeout_s=60.0, concurrency="auto") as tier:
+            calls = tier.calls(50, queue_s=queue_s, timeout_s=60.0)
+            await asyncio.sleep(1.5)
+            assert tier.script.now == START
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+
+@timed
+async def test_a_number_is_a_number() -> None:
+    """Whoever configures 3 has 3, however many wait."""
+    async with serving(Script(0.1, *[5.0] * 10), concurrency=3) as tier:
+        calls = tier.calls(10, queue_s=2.0)
+        await asyncio.sleep(1.5)
+        assert tier.script.peak == 3
+        await asyncio.gather(*calls)
