@@ -52,8 +52,8 @@ check: $(TEST)
 	@$(BIN)/lint-imports
 
 test: check
-	@echo "== all tests (pytest, two processes: the long ones wait for Ray, and come first)"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+	@echo "== all tests (pytest, three processes: the long ones wait for Ray, and come first)"
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 10
 
 fast: $(TEST)
 	@$(BIN)/python -m pytest tests/unit

@@ -130,6 +130,8 @@ class Bench:
     def _choose(self, name: str, rows: int) -> list[Run]:
         """The settings that serve a loop best, found by trying them all; best first."""
         counts = CONNECTIONS + ((self._options.window,) if self._options.latency else ())
+        if self._options.quick:
+            counts = CONNECTIONS[:1]
         trials = [{"in_flight": count, "uvloop": uvloop} for count in sorted(set(counts)) for uvloop in (False, True)]
         best = [0.0] * len(trials)
         for _ in range(1 if self._options.quick else TRIES):  # a disturbance then seldom decides

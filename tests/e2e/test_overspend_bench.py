@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUDGET_ROWS = 60
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_the_overspend_benchmark_stops_raycade_at_its_budget_by_the_endpoints_own_meter(tmp_path: Path) -> None:
     """Three times the budget is asked for; what the endpoint served stays within it, and the report says where it ended."""

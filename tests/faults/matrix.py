@@ -51,7 +51,7 @@ ENDPOINT = (
     Fault("status-429", "endpoint", mock=_share(429), calls=OPEN, known=True, slow=True),
     Fault("status-429-retry-after", "endpoint", mock=_share(429, retry_after_s=1), calls=OPEN, known=True),
     Fault("status-429-some", "endpoint", mock=_share(429, 0.3, retry_after_s=0.2), known=True, second=None),
-    Fault("status-401", "endpoint", mock={"status": 401}, calls=OPEN, known=True),
+    Fault("status-401", "endpoint", mock={"status": 401}, calls=OPEN, known=True, slow=True),
     Fault("model-vanished", "endpoint", mock=_share(404, code="model_not_found"), calls=OPEN, known=True, slow=True),
     Fault("some-500s", "endpoint", mock=_share(500, 0.2), known=True, slow=True),
     Fault("hang", "endpoint", mock={"hang": 1}, calls=OPEN, says=("first keeps failing",)),
@@ -60,7 +60,7 @@ ENDPOINT = (
     Fault("some-hang", "endpoint", mock={"hang": 0.05, "latency": 0.02}, slow=True),
     Fault("reset", "endpoint", mock={"reset": 1}, calls=OPEN),
     Fault("reset-in-body", "endpoint", mock={"reset_mid_body": 1}, calls=OPEN, slow=True),
-    Fault("malformed", "endpoint", mock={"malformed": 1}, calls=OPEN),
+    Fault("malformed", "endpoint", mock={"malformed": 1}, calls=OPEN, slow=True),
     Fault("truncated", "endpoint", mock={"truncated": 1}, calls=OPEN, slow=True),
     Fault("html-page", "endpoint", mock={"html": 1}, calls=OPEN, slow=True),
     Fault("wrong-content-type", "endpoint", mock={"mislabeled": 1}, known=True, slow=True),
@@ -102,7 +102,7 @@ NETWORK = (
     Fault("thin-line", "network", around=make.proxied(Faults(bytes_per_s=150)), calls=OPEN, slow=True),
     Fault("refused", "network", around=make.proxied(Faults(), listens=False), calls=0, known=True),
     Fault("reset-in-request", "network", around=make.proxied(Faults(reset_after_up=200)), calls=OPEN, slow=True),
-    Fault("reset-in-reply", "network", around=make.proxied(Faults(reset_after_down=300)), calls=OPEN),
+    Fault("reset-in-reply", "network", around=make.proxied(Faults(reset_after_down=300)), calls=OPEN, slow=True),
     Fault("cut-in-reply", "network", around=make.proxied(Faults(cut_after_down=300)), calls=OPEN, slow=True),
     Fault("half-close", "network", around=make.proxied(Faults(half_close_after_down=300)), calls=OPEN, slow=True),
     Fault("black-hole", "network", around=make.proxied(Faults(black_hole=True)), calls=0, slow=True),
@@ -151,7 +151,7 @@ NETWORK = (
 
 PROCESS = (
     *(
-        Fault(f"kill-{name}", "process", act=make.killed(kind), slow=name != "router", **LONG)
+        Fault(f"kill-{name}", "process", act=make.killed(kind), slow=True, **LONG)
         for name, kind in (
             ("router", "RouterActor"),
             ("tier", "TierActor"),
@@ -162,7 +162,7 @@ PROCESS = (
         )
     ),
     *(
-        Fault(f"stop-{name}", "process", act=make.stopped(kind), slow=name != "tier", **LONG)
+        Fault(f"stop-{name}", "process", act=make.stopped(kind), slow=name != "coalescer", **LONG)
         for name, kind in (
             ("router", "RouterActor"),
             ("tier", "TierActor"),
@@ -221,6 +221,7 @@ MACHINE = (
         exit=1,
         again=True,
         says=("No space left on device",),
+        slow=True,  # a full disk is also in tests/e2e/test_bad_input.py
     ),
     Fault(
         "disk-full-for-the-ledger",
