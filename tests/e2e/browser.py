@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import os
 import queue
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -12,7 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import pytest
+from tests.e2e.chromium import started
 
 __all__ = ["Page", "serving_page"]
 
@@ -81,26 +79,9 @@ class Page:
 
     def opened(self, ask: dict[str, Any], host: str = "127.0.0.1") -> dict[str, Any]:
         """What the page told after it was opened and had asked. Skips where there is no Chromium and none is demanded."""
-        binary = shutil.which("chromium")
-        if binary is None:
-            assert os.environ.get("RAYCADE_TEST_CHROMIUM") != "require", "chromium is demanded and not there"
-            pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
         self.ask = ask
         with tempfile.TemporaryDirectory(prefix="rc-chromium-", ignore_cleanup_errors=True) as profile:
-            options = [
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-dev-shm-usage",
-                "--no-proxy-server",
-            ]
-            options += ["--disable-background-networking", "--no-first-run", f"--user-data-dir={profile}"]
-            browser = subprocess.Popen(
-                [binary, *options, self.origin(host)],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "HOME": profile},
-            )
+            browser = started(profile, self.origin(host))
             try:
                 return self._told.get(timeout=TOLD_S)
             finally:

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-__all__ = ["Tab", "chromium"]
+__all__ = ["Tab", "chromium", "started"]
 
 OPTIONS = (
     "--headless=new",
@@ -25,7 +25,6 @@ OPTIONS = (
     "--no-proxy-server",
     "--disable-background-networking",
     "--no-first-run",
-    "--remote-debugging-port=0",
 )
 
 
@@ -97,12 +96,8 @@ class Tab:
 @contextlib.asynccontextmanager
 async def chromium() -> AsyncIterator[Tab]:
     """A browser of its own. Skips where there is no Chromium and none is demanded."""
-    binary = shutil.which("chromium")
-    if binary is None:
-        assert os.environ.get("RAYCADE_TEST_CHROMIUM") != "require", "chromium is demanded and not there"
-        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
     with tempfile.TemporaryDirectory(prefix="rc-chromium-", ignore_cleanup_errors=True) as profile:
-        browser = _started(binary, profile)
+        browser = started(profile, "about:blank", "--remote-debugging-port=0")
         try:
             port_file, until = Path(profile, "DevToolsActivePort"), time.monotonic() + 60
             while not port_file.exists() or not port_file.read_text().strip():
@@ -128,9 +123,14 @@ async def chromium() -> AsyncIterator[Tab]:
             browser.wait()
 
 
-def _started(binary: str, profile: str) -> "subprocess.Popen[bytes]":
+def started(profile: str, url: str, *options: str) -> "subprocess.Popen[bytes]":
+    """Headless Chromium at a page, with a profile of its own. Skips where there is none and none is demanded."""
+    binary = shutil.which("chromium")
+    if binary is None:
+        assert os.environ.get("RAYCADE_TEST_CHROMIUM") != "require", "chromium is demanded and not there"
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
     return subprocess.Popen(
-        [binary, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+        [binary, *OPTIONS, *options, f"--user-data-dir={profile}", url],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "HOME": profile},
