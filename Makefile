@@ -28,6 +28,7 @@ help:
 	@echo "make test    check, then all tests"
 	@echo "make sdks    the gateway through litellm, instructor, LangChain and pydantic-ai, each in an environment of its own"
 	@echo "make faults  the whole fault matrix, every row of tests/faults/matrix.py (make test runs the quick ones)"
+	@echo "make slow    the long tests that make test leaves out, beside the faults"
 	@echo "make prove   run COUNT (1,000,000) simulated histories of faults from seed FIRST (0) on: no overspend, no leak"
 	@echo "make bench   measure the throughput on this machine"
 	@echo "make guards   what budgets, coalescing and metrics cost of it"
@@ -60,6 +61,9 @@ fast: $(TEST)
 
 sdks: $(TEST) $(SDKS)
 	@RAYCADE_TEST_SDKS=all $(BIN)/python -m pytest tests/e2e/test_sdks.py
+
+slow: $(TEST)
+	@$(BIN)/python -m pytest tests -m slow --ignore tests/faults --durations 10
 
 faults: $(TEST)
 	@$(BIN)/python -m pytest tests/faults -m "" --durations 10

@@ -1,4 +1,4 @@
-"""One real Ray for all cluster tests: starting one takes seconds, so they share it."""
+"""One real Ray for the cluster tests of a module: starting one takes seconds, and one that is left running takes CPU from others."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported:
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its new default, else announced in a warning
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """A Ray of our own on two CPUs; never one that happens to run on this machine."""
     import ray

@@ -110,6 +110,7 @@ def test_the_cost_is_that_of_the_answers(demo: tuple[str, list[dict[str, Any]], 
     assert number(r"200: (\d+)", text) == ROWS - EQUAL
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_demo_with_nothing_left_over(tmp_path: Path) -> None:
     """Interrupted like at a terminal: exit 130, what was answered is kept, and the mock is gone."""
     out = tmp_path / "out"

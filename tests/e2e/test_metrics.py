@@ -222,6 +222,7 @@ def test_totals_equal_the_endpoint_and_the_files_whatever_was_killed(mock: MockP
     assert list((job.state / "running").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_totals_equal_the_endpoint_to_the_unit_while_every_outcome_is_seen(mock: MockProcess, tmp_path: Path) -> None:
     """In a real Prometheus, after deaths that lose no call: metrics, endpoint and files all say the same at the job's end."""
     port = free_port()

@@ -85,6 +85,7 @@ def test_a_budget_holds_while_its_actor_and_a_router_are_killed(mock: MockProces
     assert least * limit <= served(mock, "slow") <= limit, said
 
 
+@pytest.mark.slow
 def test_calls_that_report_failure_though_they_ran_change_no_books(mock: MockProcess, tmp_path: Path) -> None:
     """Ray loses requests and replies of actor calls, some of which were executed: each row once, and all served is booked."""
     limit = 1_500_000

@@ -58,15 +58,15 @@ ENDPOINT = (
     Fault("stall", "endpoint", mock={"stall": 1}, calls=OPEN, slow=True),
     Fault("slow-loris", "endpoint", mock={"trickle": 1}, calls=OPEN),
     Fault("some-hang", "endpoint", mock={"hang": 0.05, "latency": 0.02}, slow=True),
-    Fault("reset", "endpoint", mock={"reset": 1}, calls=OPEN),
+    Fault("reset", "endpoint", mock={"reset": 1}, calls=OPEN, slow=True),
     Fault("reset-in-body", "endpoint", mock={"reset_mid_body": 1}, calls=OPEN, slow=True),
     Fault("malformed", "endpoint", mock={"malformed": 1}, calls=OPEN, slow=True),
     Fault("truncated", "endpoint", mock={"truncated": 1}, calls=OPEN, slow=True),
     Fault("html-page", "endpoint", mock={"html": 1}, calls=OPEN, slow=True),
     Fault("wrong-content-type", "endpoint", mock={"mislabeled": 1}, known=True, slow=True),
     # One reply may take 32 MB before it is refused, and 20 are under way.
-    Fault("huge", "endpoint", mock={"huge": 1}, calls=OPEN, tier={"timeout_s": 20}, actor_mb=900),
-    Fault("redirect", "endpoint", mock={"redirect": 1}, calls=OPEN, known=True),
+    Fault("huge", "endpoint", mock={"huge": 1}, calls=OPEN, tier={"timeout_s": 20}, actor_mb=900, slow=True),
+    Fault("redirect", "endpoint", mock={"redirect": 1}, calls=OPEN, known=True, slow=True),
     Fault("answers-swapped", "endpoint", mock={"swapped": 1}, strays=True, slow=True),
     Fault("answers-twice", "endpoint", around=make.two_answers(0), second=None, slow=True),
     Fault("answers-twice-later", "endpoint", around=make.two_answers(0.003), second=None, strays=True, slow=True),
@@ -114,7 +114,14 @@ NETWORK = (
         slow=True,
         **RECOVERS,
     ),
-    Fault("down-for-a-while", "network", around=make.proxied(Faults()), act=make.network_back_after(1), **RECOVERS),
+    Fault(
+        "down-for-a-while",
+        "network",
+        around=make.proxied(Faults()),
+        act=make.network_back_after(1),
+        slow=True,
+        **RECOVERS,
+    ),
     Fault(
         "pause",
         "network",
@@ -162,7 +169,7 @@ PROCESS = (
         )
     ),
     *(
-        Fault(f"stop-{name}", "process", act=make.stopped(kind), slow=name != "coalescer", **LONG)
+        Fault(f"stop-{name}", "process", act=make.stopped(kind), slow=True, **LONG)
         for name, kind in (
             ("router", "RouterActor"),
             ("tier", "TierActor"),
@@ -260,7 +267,7 @@ MACHINE = (
         slow=True,
     ),
     Fault("clock-back", "machine", act=make.clock_stepped(-3600), slow=True, **LONG),
-    Fault("clock-ahead", "machine", act=make.clock_stepped(600), **LONG),
+    Fault("clock-ahead", "machine", act=make.clock_stepped(600), slow=True, **LONG),
 )
 
 INPUT = (

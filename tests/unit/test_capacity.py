@@ -243,14 +243,14 @@ def test_a_pace_that_holds_nothing_back_is_forgotten() -> None:
 
 @pytest.mark.parametrize("retry_after_s", [None, 0.2], ids=["bare", "retry-after"])
 @pytest.mark.parametrize("latency_s", [0.002, 0.05, 0.5])
-@pytest.mark.parametrize("refusals", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("refusals", [0.1, 0.3])
 def test_refusals_that_do_not_follow_the_pace_do_not_slow_it_down(
     refusals: float, latency_s: float, retry_after_s: float | None
 ) -> None:
     """A share of the calls is refused whatever the pace: going slower would only lose time, so it ends soon."""
     endpoint = Endpoint(fixed(latency_s), refusals=refusals, retry_after_s=retry_after_s)
-    _, seen = alone(endpoint, 60.0)
+    _, seen = alone(endpoint, 40.0)
     # Each episode costs the pause that was asked for; between two of them START calls may be under way.
     between = (1 - refusals) / refusals
     attainable = START / latency_s if retry_after_s is None else between / (retry_after_s + latency_s)
-    assert per_s(seen, 15.0, 60.0) >= 0.5 * min(attainable, (1 - refusals) * START / latency_s)
+    assert per_s(seen, 15.0, 40.0) >= 0.5 * min(attainable, (1 - refusals) * START / latency_s)
