@@ -98,6 +98,7 @@ def test_a_job_survives_the_death_of_every_kind_of_actor(mock: MockProcess, tmp_
     assert books.reserved == 0
 
 
+@pytest.mark.slow
 def test_sick_tiers_cost_little_but_probes(mock: MockProcess, tmp_path: Path) -> None:
     """4,000 rows over a tier that always fails and one that never answers: at most 120 calls reach each, exit 0."""
     sick = [tier(mock, "dead", replicas=2), tier(mock, "hang", replicas=2)]
@@ -112,6 +113,7 @@ def test_sick_tiers_cost_little_but_probes(mock: MockProcess, tmp_path: Path) ->
     assert "hang keeps failing" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_budget_is_never_overspent_and_nearly_all_of_it_can_be_used(mock: MockProcess, tmp_path: Path) -> None:
     """A day's budget of 300,000 tokens for a job that needs three times that; then more budget, and it finishes."""
     tiers = [tier(mock, "ok", replicas=2)]

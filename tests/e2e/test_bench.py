@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS = 300
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_overhead_benchmark_completes_and_its_report_has_every_field(tmp_path: Path) -> None:
     """300 rows, one round of all three clients: each did them all, and the report says how, where and at what cost."""

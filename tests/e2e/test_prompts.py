@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from actors.router.structured import Validator
 from runtime.mock.process import MockProcess
@@ -87,6 +88,7 @@ def test_a_trial_over_answers_of_every_kind(tmp_path: Path) -> None:
     assert sum(reason["replies"] for reason in reasons) == refused
 
 
+@pytest.mark.slow
 def test_a_bad_trial_is_stopped_and_its_rows_are_done_again(tmp_path: Path) -> None:
     """A version whose rows go to an endpoint that answers prose: each is refused after its tries (exit 3) with the reasons on
     record; the trial stops by itself; --redo does just its rows again, all other lines stay byte for byte."""

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from runtime.mock.process import MockProcess
 from tests.e2e.jobs import Job, booked, chat
 from tests.e2e.test_money import LIMITS, bound, tier
@@ -11,6 +13,7 @@ ROWS = 60
 SCENARIO: dict[str, Any] = {"seed": 5, "tiers": {"stuck": {"hang": 0.1}, "ok": {}}}
 
 
+@pytest.mark.slow
 def test_the_last_rows_of_a_job_are_hedged(tmp_path: Path) -> None:
     """A tenth of the calls never answers. `max_fraction: 0` hedges the last rows alone, and these are the last rows."""
     with MockProcess(SCENARIO) as mock:
