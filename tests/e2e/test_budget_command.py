@@ -56,6 +56,7 @@ def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # Ray starts three times
 def test_an_anomaly_stops_a_job_until_somebody_resumes_it(
     mock: MockProcess, receiver: tuple[str, list[dict[str, Any]]], tmp_path: Path
@@ -99,6 +100,7 @@ def test_a_stopped_tier_lets_others_go_on(mock: MockProcess, tmp_path: Path) -> 
     assert mock.stats()["tiers"]["slow"]["requests"] == before
 
 
+@pytest.mark.slow
 def test_a_waiting_job_goes_on_when_its_limit_is_raised(mock: MockProcess, tmp_path: Path) -> None:
     """`budget set` beside the running job; `budget show` sees it waiting, and it ends well though its day has not turned."""
     limits = {"tokens": {"per_day": 6_000}, "on_exhausted": "wait"}
