@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from actors.messages import Attempt
 
-__all__ = ["BOUNDS_S", "NONE", "Distribution", "Key", "Tally", "Totals"]
+__all__ = ["BOUNDS_S", "NONE", "NOT_A_CALL", "Distribution", "Key", "Tally", "Totals"]
 
 Key = tuple[str, ...]
 """A metric of the table in actors/observer/metrics.py, by its short name, and the values of its labels in order."""

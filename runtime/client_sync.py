@@ -3,16 +3,13 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ParsedChatCompletion
 from pydantic import BaseModel
 
 from runtime.client_values import Ask, Outcome
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["SyncClient"]
 

@@ -1,6 +1,6 @@
 """The actors on Ray: making them, finding them again, calling them, and ending them.
 
-Actors are plain classes; Ray is applied here and nowhere else. They have names in one namespace, so that an actor that
+Actors are plain classes; Ray is applied here, and to the gateway's desk in runtime/gateway/hosting.py. They have names in one namespace, so that an actor that
 Ray restarts finds the others by name and no handle has to be kept in Ray's object store. All restart for ever; none
 has its calls retried by Ray, since a retried call to an endpoint is a call that is paid for twice.
 
@@ -35,9 +35,9 @@ from runtime.config import Config, served_name
 from runtime.connection import NAMESPACE, Place, connect, disconnect, first_line, place_of
 from runtime.routers import GAP_S
 from runtime.running import sums_file
-from runtime.wiring import Watching, cancel, code_digest, find, make_router, plain, watching
+from runtime.wiring import ACTOR, Watching, cancel, code_digest, find, make_router, plain, watching
 
-__all__ = ["NAMESPACE", "Cluster", "Watching"]
+__all__ = ["Cluster", "Watching"]
 
 READY_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 8.0
@@ -206,12 +206,8 @@ class Cluster:
         options = {
             **(part.placed or {}),
             **more,
+            **ACTOR,
             "name": f"{self.home}/{part.name}",
-            "namespace": NAMESPACE,
-            "num_cpus": 0,
-            "max_restarts": -1,
-            "max_task_retries": 0,
-            "max_concurrency": 1000,
         }
         try:
             self.handles[part.name] = ray.remote(part.kind).options(**options).remote(*part.arguments)

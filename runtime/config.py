@@ -41,6 +41,7 @@ __all__ = [
     "PromptSettings",
     "TelemetrySettings",
     "digest",
+    "key_values",
     "load_config",
     "resolve_prices",
     "served_name",
@@ -191,6 +192,12 @@ def digest(config: Config) -> str:
         "min_quality": config.router.min_quality,
     }
     return hashlib.sha256(json.dumps(matters, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def key_values(config: Config, environ: Mapping[str, str]) -> list[str]:
+    """The values of all keys of endpoints: what nothing that is written may hold."""
+    values = (environ.get(tier.api_key_env, "") for tier in config.tiers if tier.api_key_env)
+    return [value for value in values if value]
 
 
 def served_name(config: Config) -> str:

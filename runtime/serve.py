@@ -20,7 +20,7 @@ from actors.errors import ConfigError, RaycadeError
 from actors.settings import Price
 from runtime import log
 from runtime.batch.job import LedgerWatch
-from runtime.config import Config, load_config, resolve_prices
+from runtime.config import Config, key_values, load_config, resolve_prices
 from runtime.events import Event, Level
 from runtime.gateway.keys import read_keys
 from runtime.prompts import load_prompts
@@ -29,7 +29,7 @@ from runtime.running import Entry, Running
 if TYPE_CHECKING:
     from runtime.cluster import Cluster
 
-__all__ = ["run_gateway", "watch", "with_keys"]
+__all__ = ["obey", "run_gateway", "watch", "with_keys"]
 
 LOOK_EVERY_S = 2.0
 
@@ -40,8 +40,7 @@ def run_gateway(
     """Serve until SIGINT or SIGTERM; exit code. Raises ConfigError and ClusterError."""
     config = load_config(config_file, environ)
     prices = resolve_prices(config)
-    keys = (environ.get(tier.api_key_env, "") for tier in config.tiers if tier.api_key_env)
-    log.configure(environ, [key for key in keys if key])
+    log.configure(environ, key_values(config, environ))
     config = with_prompts(with_keys(config))
     _check_address(host, port, config)
     if (address or environ.get("RAY_ADDRESS")) in (None, "", "local"):
@@ -59,12 +58,12 @@ async def _serve(config: Config, prices: dict[str, Price], host: str, port: int,
     from runtime.gateway import deploy
 
     told = asyncio.Event()
-    _obey(told)
+    obey(told)
     _say("starting Ray and the actors ...")
     began = time.monotonic()
     stack = contextlib.ExitStack()
     cluster = await Cluster.start(config, prices, address, routers=0, kind="serve")
-    _obey(told)  # Ray has put handlers of its own in place, which abort the process three seconds after a SIGTERM
+    obey(told)  # Ray's own would abort the process three seconds after a SIGTERM
     try:
         if not told.is_set():
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
@@ -85,7 +84,8 @@ async def _serve(config: Config, prices: dict[str, Price], host: str, port: int,
         stack.close()
 
 
-def _obey(told: asyncio.Event) -> None:
+def obey(told: asyncio.Event) -> None:
+    """Have SIGINT and SIGTERM set it. To be said again when Ray has started: it puts handlers of its own in place."""
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
 

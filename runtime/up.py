@@ -21,7 +21,7 @@ from actors.errors import ClusterError, ConfigError
 from actors.settings import Price
 from runtime.config import Config, load_config, resolve_prices
 from runtime.running import Entry, Running, running_jobs
-from runtime.serve import watch, with_keys
+from runtime.serve import obey, watch, with_keys
 
 __all__ = ["run_down", "run_up"]
 
@@ -97,8 +97,7 @@ async def _hold(config: Config, prices: dict[str, Price]) -> None:
     deploy.prepare()  # a gateway that joins takes Ray's processes as they are
     cluster = await Cluster.up(config, prices, "local")
     told = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray puts handlers of its own in place when it starts
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    obey(told)
     entry = Entry(cluster.name, cluster.name, os.getpid(), cluster.address, time.time(), kind=KIND, ray=cluster.address)
     with Running(config.state_dir, entry) as registered:
         try:

@@ -10,6 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,6 +21,8 @@ from rich.text import Text
 
 from actors.budget.anomaly import shown
 from actors.errors import ConfigError
+from actors.events import BOUNDS_S
+from actors.observer.history import quantile
 from runtime.batch.progress import plain
 from runtime.batch.summary import dollars, rows, short, span
 from runtime.config import load_config
@@ -115,32 +118,10 @@ class Rates:
         )
 
     def _quantile(self, share: float, model: str) -> float | None:
-        """Within a bucket as if its calls were spread evenly, as Prometheus has it."""
-        bounds = sorted(
-            {
-                float(value)
-                for key in (self._seen[-1][1] if self._seen else ())
-                if key[0] == "llm_request_duration_seconds_bucket"
-                for label, value in key[1]
-                if label == "le"
-            }
-        )
-        below = [
-            self._grown(
-                "llm_request_duration_seconds_bucket", model=model, le=f"{bound:g}" if bound != float("inf") else "+Inf"
-            )
-            for bound in bounds
-        ]
-        if not below or not below[-1]:
-            return None
-        rank, low, under = share * below[-1], 0.0, 0.0
-        for bound, count in zip(bounds, below, strict=True):
-            if count >= rank:
-                if bound == float("inf"):
-                    return low
-                return low + (bound - low) * (rank - under) / (count - under)
-            low, under = bound, count
-        return low
+        name = "llm_request_duration_seconds_bucket"
+        below = [self._grown(name, model=model, le=f"{bound:g}") for bound in BOUNDS_S]
+        below.append(self._grown(name, model=model, le="+Inf"))
+        return quantile([count - before for before, count in pairwise((0.0, *below))], share)
 
 
 def _samples(text: str) -> Samples:

@@ -4,7 +4,8 @@ A router actor and a gateway's replica call these where they run, so that no han
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,17 @@ from actors.settings import Price
 from runtime.config import Config
 from runtime.connection import NAMESPACE, first_line
 
-__all__ = ["Watching", "cancel", "code_digest", "find", "make_router", "plain", "watching"]
+__all__ = ["ACTOR", "Watching", "cancel", "code_digest", "find", "make_router", "plain", "watching"]
+
+
+ACTOR: Mapping[str, object] = {
+    "namespace": NAMESPACE,
+    "num_cpus": 0,
+    "max_restarts": -1,
+    "max_task_retries": 0,
+    "max_concurrency": 1000,
+}
+"""How Ray runs every actor of ours: it is restarted for ever, and none of its calls is retried, or it would be paid for twice."""
 
 
 class Watching(NamedTuple):
@@ -130,8 +141,9 @@ def _sources() -> Iterable[Path]:
         yield from sorted(Path(package.__file__).parent.rglob("*.py"))
 
 
+@cache
 def code_digest() -> str:
-    """What tells this code from another version of it."""
+    """What tells this code from another version of it; read once a process."""
     digest = hashlib.sha256()
     for path in _sources():
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -24,7 +24,7 @@ from prometheus_client import Metric as Family
 from actors.events import Key
 from actors.observer.exposition import exposed, families
 from actors.observer.history import History, prompts
-from actors.observer.page import HEADERS, PAGE
+from actors.observer.page import HEADERS, LIVE_S, PAGE
 from actors.observer.scene import Report, Scene, Taken, TierScene, gauges, plain
 from actors.observer.scrapers import Scrapers
 from actors.observer.sums import Sums
@@ -36,7 +36,6 @@ SENT_S = 0.1
 """For so long a scrape that was answered may take to leave."""
 SILENT_S = 60.0
 """What a source that has said nothing for so long saw is not shown any more; what it counted is."""
-LIVE_S = 1.0
 log = logging.getLogger("raycade.observer")
 
 

@@ -5,12 +5,12 @@ samples of `MOST_TIERS` tiers. Pure: `now` is Unix seconds.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from actors.events import BOUNDS_S, Distribution, Key
 
-__all__ = ["EVERY_S", "KEPT", "History", "prompts"]
+__all__ = ["EVERY_S", "KEPT", "History", "prompts", "quantile"]
 
 EVERY_S = 2.0
 KEPT = 150
@@ -79,8 +79,8 @@ class History:
                     (new.refused - old.refused) / past_s,
                     (new.tokens - old.tokens) / past_s,
                     new.usd_micros,
-                    _quantile(ended, 0.5),
-                    _quantile(ended, 0.95),
+                    quantile(ended, 0.5),
+                    quantile(ended, 0.95),
                 )
             )
             self._sums[name] = new
@@ -148,12 +148,12 @@ def _by_model(distributions: Mapping[Key, Distribution]) -> dict[str, tuple[int,
     return found
 
 
-def _quantile(counts: tuple[int, ...], share: float) -> float | None:
-    """Within a bucket as if its calls were spread evenly, as Prometheus has it; beyond the last bound, that bound."""
+def quantile(counts: Sequence[float], share: float) -> float | None:
+    """Of a histogram with `BOUNDS_S`; None of nothing. Within a bucket as if its calls were spread evenly, as Prometheus has it; beyond the last bound, that bound."""
     total = sum(counts)
     if total <= 0:
         return None
-    rank, below, low = share * total, 0, 0.0
+    rank, below, low = share * total, 0.0, 0.0
     for count, bound in zip(counts, (*BOUNDS_S, BOUNDS_S[-1]), strict=True):
         if count and below + count >= rank:
             return low + (bound - low) * (rank - below) / count

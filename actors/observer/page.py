@@ -7,8 +7,10 @@ import base64
 import hashlib
 from pathlib import Path
 
-__all__ = ["HEADERS", "PAGE"]
+__all__ = ["HEADERS", "LIVE_S", "PAGE"]
 
+LIVE_S = 1.0
+"""So often it is told how things are."""
 PAGE = Path(__file__).with_name("page.html").read_bytes()
 
 

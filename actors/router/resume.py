@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, NamedTuple
 import orjson
 
 from actors.messages import Failure
+from actors.tier.response_events import is_responses
 
 __all__ = [
     "Afresh",
@@ -82,7 +83,7 @@ def resumption(
         request = None
     if not isinstance(request, dict):
         return NotResumable("its request cannot be read")
-    if path.partition("?")[0].rstrip("/").endswith("/responses"):
+    if is_responses(path):
         return NotResumable("the Responses API has no way to")
     others = sorted(form for form in forms if not form.startswith("reasoning"))
     if others:

@@ -38,7 +38,7 @@ from runtime.batch.run import BatchRun, Ending
 from runtime.batch.summary import print_summary, summary_dict
 from runtime.batch.telemetry import Telemetry
 from runtime.batch.writer import OutputWriter
-from runtime.config import Config, digest, load_config, resolve_prices
+from runtime.config import Config, digest, key_values, load_config, resolve_prices
 from runtime.encode import rank_of
 from runtime.events import Event
 from runtime.prompts_job import JobPrompt
@@ -93,8 +93,7 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
     """Run one job; the exit code. Raises ConfigError for what is wrong before any call, RaycadeError for the rest."""
     config = load_config(options.config, environ, check_keys=not options.dry_run)
     prices = resolve_prices(config)
-    keys = (environ.get(tier.api_key_env, "") for tier in config.tiers if tier.api_key_env)
-    logged = log.configure(environ, [key for key in keys if key])
+    logged = log.configure(environ, key_values(config, environ))
     errors = options.errors or _errors_name(options.output)
     inputs = open_input(options.input, exclude=(options.output, errors))
     if inputs.size_bytes == 0:

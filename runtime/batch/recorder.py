@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import NamedTuple
 
+from actors.events import NOT_A_CALL
 from actors.messages import Attempt, Failure, Result
 
-__all__ = ["Example", "Latencies", "Period", "Recorder", "Slice", "Slow", "VersionSums"]
+__all__ = ["CODES", "TEXT", "Example", "Latencies", "Period", "Recorder", "Slice", "Slow", "VersionSums"]
 
 BINS = 160
 FIRST_WIDTH_S = 0.5
@@ -262,7 +263,7 @@ class Recorder:
 
     def _attempts(self, attempts: Iterable[Attempt]) -> None:
         for attempt in attempts:
-            if attempt.kind == "budget_exceeded":
+            if attempt.kind in NOT_A_CALL:
                 continue
             tier = self.tiers.get(attempt.tier)
             if tier is None:

@@ -23,7 +23,8 @@ from actors.budget.rows import Snapshot
 from actors.errors import ConfigError
 from runtime.batch.charts import Chart, Row, lines, stacked, timeline
 from runtime.batch.progress import plain
-from runtime.batch.recorder import Example, Recorder
+from runtime.batch.recorder import CODES as MOST_CODES
+from runtime.batch.recorder import TEXT, Example, Recorder
 from runtime.batch.summary import CODES, dollars, kinds_in_words, rows, short, span
 from runtime.config import Config
 
@@ -96,9 +97,9 @@ def failures_of(errors: str) -> tuple[Counter[str], dict[str, Example]]:
                 except (ValueError, KeyError, TypeError):
                     continue
                 codes[code] += 1
-                if code not in examples and len(examples) < 100:
+                if code not in examples and len(examples) < MOST_CODES:
                     examples[code] = Example(
-                        str(told.get("custom_id") or "")[:240], str(told["error"]["message"])[:240]
+                        str(told.get("custom_id") or "")[:TEXT], str(told["error"]["message"])[:TEXT]
                     )
     except FileNotFoundError:
         pass
@@ -142,7 +143,7 @@ def _page(job: Job) -> dict[str, Any]:
         "p95": recorder.latencies.quantile(0.95),
         "failures": _failures(job),
         "tiers": _tiers(job),
-        "dearest": max(1, *(tier.usd_micros for tier in recorder.tiers.values()), 1),
+        "dearest": max((1, *(tier.usd_micros for tier in recorder.tiers.values()))),
         "saved_usd_micros": round(told["coalesced"]["saved_tokens"] * usd_micros / tokens) if tokens else 0,
         "throughput": _throughput(job),
         "latency": _latency(recorder),

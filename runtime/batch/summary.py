@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from actors.events import NOT_A_CALL
 from runtime.batch.journal import Journal, journal_folder
 from runtime.batch.run import BatchRun, Ending
 from runtime.config import Config
@@ -38,8 +39,6 @@ KINDS = {
     "internal": "internal error",
 }
 """What a failed call is called; the order in which kinds are told."""
-NOT_A_CALL = frozenset({"budget_exceeded"})
-"""Kinds of attempts that ended before anything was sent."""
 
 CODES = KINDS | {
     "all_tiers_exhausted": "every tier failed",

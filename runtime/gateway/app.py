@@ -23,10 +23,12 @@ from starlette.types import Receive, Scope, Send
 
 from actors.messages import Failure, Result
 from actors.messages import Request as RouterRequest
-from actors.observer.page import HEADERS, PAGE
+from actors.observer.page import HEADERS, LIVE_S, PAGE
 from actors.router.told import Listener
 from actors.router.whole import bare
+from actors.tier.sse import frame
 from runtime.gateway.asks import CONTENT, Asks
+from runtime.gateway.body import whole_body
 from runtime.gateway.errors import HttpError, error_body, of_failure
 from runtime.gateway.keys import Key, KeyRing
 from runtime.gateway.limits import Gate
@@ -35,11 +37,9 @@ from runtime.gateway.sse import Outgoing, StreamResponse
 
 __all__ = ["NOBODY", "Answering", "Doors", "GatewayApp"]
 
-BODY_TIMEOUT_S = 30.0
-"""A body that takes longer to arrive is not waited for."""
 NOBODY = Key("", admin=True)
 """Who calls where there are no keys, which is on loopback only."""
-LIVE_EVERY_S, LIVE_FOR_S = 1.0, 15.0
+LIVE_FOR_S = 15.0
 JSON = b"application/json"
 
 Headers = list[tuple[bytes, bytes]]
@@ -166,7 +166,7 @@ class GatewayApp:
         self._gate.enter(key, time.monotonic())
         streaming = False
         try:
-            body = await self._body(http)
+            body = await whole_body(http, self._max_body_bytes, self._too_large())
             # The router's name for it must be its own; a client may say the same id twice.
             request = self._asks.read(f"req_{uuid4().hex}", path, body, http.headers, key)
             if trace := http.headers.get("traceparent"):
@@ -233,25 +233,6 @@ class GatewayApp:
                     call.cancel()
                 self._gate.leave_stream(key)
 
-    async def _body(self, http: Request) -> bytes:
-        """The body, bounded in size and in time."""
-        declared = http.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._max_body_bytes:
-            raise self._too_large()
-        if http.headers.get("content-encoding", "identity").lower() != "identity":
-            raise HttpError(415, "send the body as it is, without Content-Encoding", code="unsupported_encoding")
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                async for part in http.stream():
-                    size += len(part)
-                    if size > self._max_body_bytes:
-                        raise self._too_large()
-                    parts.append(part)
-        except TimeoutError:
-            raise HttpError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s", code="timeout") from None
-        return b"".join(parts)
-
     def _too_large(self) -> HttpError:
         most = f"{self._max_body_bytes / 1e6:g}"
         return HttpError(413, f"the body is larger than {most} MB (gateway.max_body_mb)", code="body_too_large")
@@ -289,8 +270,8 @@ class GatewayApp:
             while time.monotonic() < until and not self.draining:
                 assert self._live is not None
                 with contextlib.suppress(Exception):  # the observer is being restarted
-                    yield b"data: " + await self._live() + b"\n\n"
-                await asyncio.sleep(LIVE_EVERY_S)
+                    yield frame(await self._live())
+                await asyncio.sleep(LIVE_S)
 
         return StreamingResponse(events(), headers={"cache-control": "no-store"}, media_type="text/event-stream")
 

@@ -16,7 +16,6 @@ from runtime.gateway.keys import Key
 __all__ = ["Batches"]
 
 MAX_BODY_BYTES = 64 * 1024
-BODY_S = 30.0
 MOST_LISTED, LISTED = 100, 20
 
 
@@ -28,7 +27,7 @@ class Batches:
 
     async def create(self, http: Request, key: Key) -> Response:
         too_large = HttpError(413, f"the body is larger than {MAX_BODY_BYTES // 1024} KiB", code="body_too_large")
-        body = await whole_body(http, MAX_BODY_BYTES, too_large, BODY_S)
+        body = await whole_body(http, MAX_BODY_BYTES, too_large)
         try:
             value = orjson.loads(body)
         except orjson.JSONDecodeError as error:

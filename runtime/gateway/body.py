@@ -9,6 +9,9 @@ from runtime.gateway.errors import HttpError
 
 __all__ = ["body_parts", "whole_body"]
 
+BODY_S = 30.0
+"""A body that takes longer to arrive is not waited for."""
+
 
 async def body_parts(http: Request, max_bytes: int, too_large: HttpError, most_s: float) -> AsyncIterator[bytes]:
     """The parts of the body. Raises `too_large` past `max_bytes`, HttpError 408 after `most_s` seconds."""
@@ -33,5 +36,6 @@ async def body_parts(http: Request, max_bytes: int, too_large: HttpError, most_s
         yield part
 
 
-async def whole_body(http: Request, max_bytes: int, too_large: HttpError, most_s: float) -> bytes:
+async def whole_body(http: Request, max_bytes: int, too_large: HttpError, most_s: float = BODY_S) -> bytes:
+    """All of it. Raises as `body_parts`."""
     return b"".join([part async for part in body_parts(http, max_bytes, too_large, most_s)])

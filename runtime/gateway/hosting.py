@@ -16,12 +16,12 @@ from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.router.flow import Router
-from runtime.cluster import NAMESPACE
 from runtime.config import Config
 from runtime.gateway.asks import Asks
 from runtime.gateway.desk import Desk
 from runtime.gateway.errors import BUSY_S, HttpError
 from runtime.gateway.files import Ask
+from runtime.wiring import ACTOR, find
 
 __all__ = ["DeskHost", "asker"]
 
@@ -39,15 +39,7 @@ class DeskHost:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._handle: Any = (
             ray.remote(Desk)
-            .options(
-                name=_name(cluster),
-                namespace=NAMESPACE,
-                num_cpus=0,
-                max_restarts=-1,
-                max_task_retries=0,
-                max_concurrency=1000,
-                scheduling_strategy=here,
-            )
+            .options(**ACTOR, name=_name(cluster), scheduling_strategy=here)
             .remote(config, folder, asks, make)
         )
         self._working = asyncio.create_task(self._work())
@@ -89,6 +81,4 @@ async def _ask(desk: str, *args: object) -> Any:
     raise raised
 
 
-@functools.cache
-def _found(desk: str) -> Any:
-    return ray.get_actor(desk, namespace=NAMESPACE)
+_found = functools.cache(find)

@@ -3,14 +3,12 @@
 import contextlib
 import json
 import queue
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.e2e.chromium import started
+from tests.e2e.chromium import running
 
 __all__ = ["Page", "serving_page"]
 
@@ -80,16 +78,8 @@ class Page:
     def opened(self, ask: dict[str, Any], host: str = "127.0.0.1") -> dict[str, Any]:
         """What the page told after it was opened and had asked. Skips where there is no Chromium and none is demanded."""
         self.ask = ask
-        with tempfile.TemporaryDirectory(prefix="rc-chromium-", ignore_cleanup_errors=True) as profile:
-            browser = started(profile, self.origin(host))
-            try:
-                return self._told.get(timeout=TOLD_S)
-            finally:
-                browser.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    browser.wait(10)
-                browser.kill()
-                browser.wait()
+        with running(self.origin(host)):
+            return self._told.get(timeout=TOLD_S)
 
 
 @contextlib.contextmanager

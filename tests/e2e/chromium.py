@@ -8,14 +8,14 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-__all__ = ["Tab", "chromium", "started"]
+__all__ = ["Tab", "chromium", "running"]
 
 OPTIONS = (
     "--headless=new",
@@ -76,12 +76,6 @@ class Tab:
                 )
             await asyncio.sleep(0.1)
 
-    async def type(self, text: str) -> None:
-        """As keys, where the focus is; Enter at the end."""
-        await self.call("Input.insertText", text=text)
-        for kind in ("keyDown", "keyUp"):
-            await self.call("Input.dispatchKeyEvent", type=kind, key="Enter", windowsVirtualKeyCode=13, text="\r")
-
     async def screenshot(self, file: str, width: int = 1100, height: int = 1000, dark: bool = False) -> None:
         """For a look at it by hand."""
         await self.call(
@@ -95,43 +89,46 @@ class Tab:
 
 @contextlib.asynccontextmanager
 async def chromium() -> AsyncIterator[Tab]:
-    """A browser of its own. Skips where there is no Chromium and none is demanded."""
+    """A browser of its own, to be driven. Skips where there is no Chromium and none is demanded."""
+    with running("about:blank", "--remote-debugging-port=0") as (browser, profile):
+        port_file, until = Path(profile, "DevToolsActivePort"), time.monotonic() + 60
+        while not port_file.exists() or not port_file.read_text().strip():
+            assert browser.poll() is None, "chromium ended"
+            assert time.monotonic() < until, "chromium did not start"
+            await asyncio.sleep(0.1)
+        port = port_file.read_text().split()[0]
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{port}/json/list") as reply:
+                pages = [page for page in await reply.json() if page["type"] == "page"]
+            async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                tab = Tab(socket)
+                listening = asyncio.create_task(tab.listen())
+                for domain in ("Page", "Runtime", "Log"):
+                    await tab.call(f"{domain}.enable")
+                yield tab
+                listening.cancel()
+
+
+@contextlib.contextmanager
+def running(url: str, *options: str) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """Headless Chromium at a page, and the folder of its profile, which is its own. Skips where there is none and none is
+    demanded."""
+    binary = shutil.which("chromium")
+    if binary is None:
+        assert os.environ.get("RAYCADE_TEST_CHROMIUM") != "require", "chromium is demanded and not there"
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
     with tempfile.TemporaryDirectory(prefix="rc-chromium-", ignore_cleanup_errors=True) as profile:
-        browser = started(profile, "about:blank", "--remote-debugging-port=0")
+        browser = subprocess.Popen(
+            [binary, *OPTIONS, *options, f"--user-data-dir={profile}", url],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "HOME": profile},
+        )
         try:
-            port_file, until = Path(profile, "DevToolsActivePort"), time.monotonic() + 60
-            while not port_file.exists() or not port_file.read_text().strip():
-                assert browser.poll() is None, "chromium ended"
-                assert time.monotonic() < until, "chromium did not start"
-                await asyncio.sleep(0.1)
-            port = port_file.read_text().split()[0]
-            async with aiohttp.ClientSession() as session:
-                async with session.get(f"http://127.0.0.1:{port}/json/list") as reply:
-                    pages = [page for page in await reply.json() if page["type"] == "page"]
-                async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                    tab = Tab(socket)
-                    listening = asyncio.create_task(tab.listen())
-                    for domain in ("Page", "Runtime", "Log"):
-                        await tab.call(f"{domain}.enable")
-                    yield tab
-                    listening.cancel()
+            yield browser, profile
         finally:
             browser.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 browser.wait(10)
             browser.kill()
             browser.wait()
-
-
-def started(profile: str, url: str, *options: str) -> "subprocess.Popen[bytes]":
-    """Headless Chromium at a page, with a profile of its own. Skips where there is none and none is demanded."""
-    binary = shutil.which("chromium")
-    if binary is None:
-        assert os.environ.get("RAYCADE_TEST_CHROMIUM") != "require", "chromium is demanded and not there"
-        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
-    return subprocess.Popen(
-        [binary, *OPTIONS, *options, f"--user-data-dir={profile}", url],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "HOME": profile},
-    )
