@@ -39,6 +39,7 @@ from actors.messages import pickled_flat
 
 __all__ = [
     "MAX_GAP_S",
+    "SWEEP_S",
     "Batch",
     "Cancel",
     "Complete",
@@ -51,6 +52,8 @@ __all__ = [
     "RayPeer",
     "as_tasks",
     "calm_gc",
+    "resolve",
+    "tell",
 ]
 
 MAX_GAP_S = 0.025
@@ -464,7 +467,7 @@ class Lane(Generic[Item, Done]):
             on_withdrawn()
             raise
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        number = self.post(item, partial(_resolve, future), timeout_s)
+        number = self.post(item, partial(resolve, future), timeout_s)
         try:
             return await future
         except asyncio.CancelledError:
@@ -571,7 +574,7 @@ class Lane(Generic[Item, Done]):
             for number, done in batch:
                 entry = entries.get(number) if type(done) is Part else entries.pop(number, None)
                 if entry is not None:
-                    _tell(entry[0], done)
+                    tell(entry[0], done)
             if self._room is not None:
                 self._ended()
 
@@ -597,7 +600,7 @@ class Lane(Generic[Item, Done]):
         for number in numbers:
             entry = self._entries.pop(number, None)
             if entry is not None:
-                _tell(entry[0], why(number))
+                tell(entry[0], why(number))
         self._ended()
 
     def _ended(self) -> None:
@@ -606,12 +609,18 @@ class Lane(Generic[Item, Done]):
             self._room = None
 
 
+class _Cancels(Protocol):
+    """A calling half, as a stream of it needs it."""
+
+    def cancel(self, number: int) -> bool: ...
+
+
 class LaneStream(Generic[Done]):
     """The parts of one item as its one reader takes them. Whoever reads slower than they come gets several at once."""
 
     __slots__ = ("_ended", "_lane", "_parts", "_reader", "number")
 
-    def __init__(self, lane: Lane[Any, Done]) -> None:
+    def __init__(self, lane: "_Cancels") -> None:
         self.number = 0
         self._lane = lane
         self._parts: list[Any] = []
@@ -652,8 +661,8 @@ class LaneStream(Generic[Done]):
         return not self._ended and self._lane.cancel(self.number)
 
 
-def _tell(on_done: Callable[[Any], None], done: Any) -> None:
-    """End an item. A callback that raises is its owner's defect: the items beside it must not suffer for it."""
+def tell(on_done: Callable[[Any], None], done: Any) -> None:
+    """End an item, or pass a part on. A callback that raises is its owner's defect: the items beside it must not suffer for it."""
     try:
         on_done(done)
     except Exception as error:
@@ -661,7 +670,8 @@ def _tell(on_done: Callable[[Any], None], done: Any) -> None:
         asyncio.get_running_loop().call_exception_handler(context)
 
 
-def _resolve(future: "asyncio.Future[Any]", done: Any) -> None:
+def resolve(future: "asyncio.Future[Any]", done: Any) -> None:
+    """An `on_done` for whoever awaits a future."""
     if not future.done():
         if isinstance(done, Exception):
             future.set_exception(done)

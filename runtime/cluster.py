@@ -66,6 +66,9 @@ class Cluster:
         """Of the set itself."""
         self.stays = False
         """Whether the set outlives this program."""
+        self.alone = False
+        """Whether it has one router only, which then keeps the coalescer's table itself: an actor for it would take a
+        tenth of the throughput, to join the requests of one router with nobody's."""
         self.handles: dict[str, Any] = {}
         """Actor handles by name, such as `router/0` or `tier/premium/1`."""
 
@@ -97,6 +100,7 @@ class Cluster:
                 await cluster._find_actors(prices, routers)
             else:
                 check()
+                cluster.alone = (config.router.replicas if routers is None else routers) == 1
                 await cluster._make_actors(prices, routers, max_gap_s)
         except BaseException:
             await cluster.close()
@@ -152,7 +156,8 @@ class Cluster:
             arguments = (sums_file(config.state_dir, self.home), config.telemetry.metrics_port)
             yield _Part("observer", ObserverActor, arguments, {"scheduling_strategy": here})
         yield _Part("budget", BudgetActor, (config.budget, config.ledger_place))
-        yield _Part("coalescer", CoalescerActor, (config.coalesce,))
+        if not self.alone:
+            yield _Part("coalescer", CoalescerActor, (config.coalesce,))
         for tier in config.tiers:
             for index in range(tier.replicas):
                 yield _Part(f"tier/{tier.name}/{index}", TierActor, (tier,))
@@ -191,7 +196,7 @@ class Cluster:
     def router_maker(self, prices: dict[str, Price]) -> Callable[..., Router]:
         """What builds a Router, given its name, in whichever process of the cluster calls it; see `make_router`."""
         failures = FailureLog(os.path.abspath(self._config.state_dir))
-        return partial(make_router, self.home, self._config, prices, code_digest(), failures)
+        return partial(make_router, self.home, self._config, prices, code_digest(), failures, alone=self.alone)
 
     def watching_maker(self) -> Callable[[], Watching] | None:
         """What reaches the observer from whichever process of the cluster calls it; None: there is no observer."""

@@ -88,10 +88,10 @@ def make_router(
 
         tracing = Tracing(f"{prefix}/{name}", otlp(config.telemetry.otlp_endpoint))
     tiers = [[peer(f"tier/{tier.name}/{index}") for index in range(tier.replicas)] for tier in config.tiers]
-    coalescer: Peer | None = None
+    coalescer: Peer | CoalescerActor | None = None
     if config.coalesce.enabled:
         coalescer = CoalescerActor(config.coalesce) if alone else peer("coalescer")
-    peers = Peers(tiers, coalescer, exchange, near=alone)
+    peers = Peers(tiers, coalescer, exchange)
     return Router(
         f"{prefix}/{name}",
         config.tiers,

@@ -1,4 +1,5 @@
-"""The coalescer actor: one table for the whole cluster, reached through lanes.
+"""The coalescer actor: one table for the whole cluster, reached through lanes. Where there is one router only, that one
+keeps it in its own process (`near`): a claim then costs no way to another process and back.
 
 Items are claims and their ends. A claim's completion is a `Lead` (make the call), a `Shared` (here is the answer) or a
 `Runaway` (asked too often, make no call). The actor holds no result but those that `keep_s` asks for. When it dies,
@@ -23,6 +24,7 @@ from actors.coalescer.runaway import Loops
 from actors.coalescer.table import Lead, Shared, Table, Told, Unwanted
 from actors.lane import MAX_GAP_S, Batch, Cancel, Complete, LaneHost, LaneServer, Part
 from actors.messages import Chunk, pickled_flat
+from actors.near import NearLane
 from actors.settings import CoalesceSettings
 
 __all__ = ["Claim", "CoalescerActor", "Finish", "Joined", "Leave", "Linger", "Publish", "Said", "Say"]
@@ -119,12 +121,16 @@ class CoalescerActor(LaneHost):
             self._start, note=lambda: self._table.coalesced, on_closed=self._owner_gone, weigh=_weigh
         )
 
+    def near(self, owner: str) -> NearLane[Item, Any]:
+        """A lane for a router in this very process. Call it where an event loop runs."""
+        self._watch()
+        return NearLane(owner, self._start, self._owner_gone, name="coalescer")
+
     async def completions(
         self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
     ) -> AsyncGenerator[Batch, None]:
         """See LaneServer."""
-        if self._expiring is None:
-            self._expiring = asyncio.create_task(self._expire())
+        self._watch()
         async for batch in super().completions(lane, generation, max_gap_s):
             yield batch
 
@@ -185,6 +191,10 @@ class CoalescerActor(LaneHost):
         """
         for ticket in [ticket for ticket in self._table.tickets() if ticket[0] == lane]:
             self._leave(ticket)
+
+    def _watch(self) -> None:
+        if self._expiring is None:
+            self._expiring = asyncio.create_task(self._expire())
 
     async def _expire(self) -> None:
         while True:

@@ -15,7 +15,7 @@ import orjson
 from actors.budget.lease import Reserved
 from actors.budget.limits import request_limits
 from actors.errors import ActorLost, BudgetExceeded, LaneClosed, LaneTimeout
-from actors.lane import Lane
+from actors.lane import Lane, resolve
 from actors.messages import (
     Account,
     Amount,
@@ -158,7 +158,7 @@ class Copy:
         self._future = future
         self.handed_over_at = time.monotonic()
         self._lane = lane
-        self._number = lane.post(call, partial(_resolve, future), timeout_s)
+        self._number = lane.post(call, partial(resolve, future), timeout_s)
         self.among[self] = None
         try:
             return await future
@@ -178,14 +178,6 @@ class Copy:
             billed: Billed = "no" if self._lane.cancel(self._number) else "unknown"
             self._future.set_result(Failure("cancelled", OVERTAKEN, billed=billed))
         return True
-
-
-def _resolve(future: "asyncio.Future[Any]", done: Any) -> None:
-    if not future.done():
-        if isinstance(done, Exception):
-            future.set_exception(done)
-        else:
-            future.set_result(done)
 
 
 class Attempts:

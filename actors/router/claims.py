@@ -15,12 +15,13 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, NamedTuple, assert_never
 
-from actors.coalescer.actor import Claim, Finish, Leave, Linger, Publish, Say
+from actors.coalescer.actor import Claim, CoalescerActor, Finish, Leave, Linger, Publish, Say
 from actors.coalescer.runaway import Runaway
 from actors.coalescer.table import Lead, Shared
 from actors.errors import ActorLost, LaneClosed, LaneTimeout, RunawayLoop
 from actors.lane import MAX_GAP_S, Lane, Peer
 from actors.messages import Amount, Failure, Request, Result
+from actors.near import NearLane
 from actors.settings import CoalesceSettings
 
 __all__ = ["Claims"]
@@ -52,16 +53,22 @@ class _Finished(NamedTuple):
 class Claims:
     """One a router. The lane is opened and closed with the router's others."""
 
-    def __init__(self, owner: str, peer: Peer, settings: CoalesceSettings, max_gap_s: float = MAX_GAP_S) -> None:
-        self.lane: Lane[Any, Any] = Lane(
-            owner,
-            peer,
-            name="coalescer",
-            on_up=self._lane_is,
-            weigh=_weigh,
-            keep_waiting=False,
-            max_gap_s=max_gap_s,
-        )
+    def __init__(
+        self, owner: str, coalescer: Peer | CoalescerActor, settings: CoalesceSettings, max_gap_s: float = MAX_GAP_S
+    ) -> None:
+        self.lane: Lane[Any, Any] | NearLane[Any, Any]
+        if isinstance(coalescer, CoalescerActor):
+            self.lane = coalescer.near(owner)
+        else:
+            self.lane = Lane(
+                owner,
+                coalescer,
+                name="coalescer",
+                on_up=self._lane_is,
+                weigh=_weigh,
+                keep_waiting=False,
+                max_gap_s=max_gap_s,
+            )
         self._across_keys = settings.across_keys
         self._claimants = 0
         self._finished: list[_Finished] = []

@@ -23,8 +23,10 @@ from uuid import uuid4
 
 from actors.budget.exchange import Exchange, Exchanged
 from actors.budget.lease import LeaseBook
+from actors.coalescer.actor import CoalescerActor
 from actors.lane import MAX_GAP_S, Lane, Peer
 from actors.messages import Amount, Answer, Failure, Health, Refusal, Request, Result, TierCall, Usage
+from actors.near import NearLane
 from actors.router.asking import ask
 from actors.router.attempts import Attempts, OnAttempt, RouterTier
 from actors.router.claims import Claims
@@ -53,10 +55,9 @@ class Peers(NamedTuple):
     """The other actors, as the router reaches them."""
 
     tiers: Sequence[Sequence[Peer]]
-    coalescer: Peer | None
+    coalescer: Peer | CoalescerActor | None
+    """CoalescerActor: one in this very process."""
     exchange: Callable[[Exchange], Awaitable[Exchanged]]
-    near: bool = False
-    """The coalescer is in this very process, so nothing is gained by sending it several things at once."""
 
 
 class Router:
@@ -122,8 +123,7 @@ class Router:
                 )
                 tier.lanes.append(lane)
         if self._peers.coalescer is not None and self._coalesce.enabled:
-            gap_s = 0.0 if self._peers.near else self._max_gap_s
-            self._claims = Claims(self.name, self._peers.coalescer, self._coalesce, gap_s)
+            self._claims = Claims(self.name, self._peers.coalescer, self._coalesce, self._max_gap_s)
             self._stream_claims = StreamClaims(self._claims)
         self._purse.open()
         opening = [lane.open(10.0) for lane in self._lanes()]
@@ -244,8 +244,8 @@ class Router:
         if self._hedger is not None:
             self._hedger.observe(tier, actor, health, now)
 
-    def _lanes(self) -> "list[Lane[Any, Any]]":
-        lanes: list[Lane[Any, Any]] = [lane for tier in self._tiers for lane in tier.lanes]
+    def _lanes(self) -> "list[Lane[Any, Any] | NearLane[Any, Any]]":
+        lanes: list[Lane[Any, Any] | NearLane[Any, Any]] = [lane for tier in self._tiers for lane in tier.lanes]
         if self._claims is not None:
             lanes.append(self._claims.lane)
         return lanes

@@ -80,7 +80,8 @@ def test_a_job_killed_twice_resumes_without_losing_or_doubling_a_row(mock: MockP
 
 def test_a_job_survives_the_death_of_every_kind_of_actor(mock: MockProcess, tmp_path: Path) -> None:
     """A tier, the coalescer, the budget and the router are killed in mid-run: every row once, nothing unbooked."""
-    job = Job(tmp_path, [tier(mock, "slow", replicas=2)], budget={"tokens": {"per_day": 50_000_000}})
+    router = {"replicas": 2}  # a lone one keeps the coalescer's table itself
+    job = Job(tmp_path, [tier(mock, "slow", replicas=2)], budget={"tokens": {"per_day": 50_000_000}}, router=router)
     job.rows(chat(number) for number in range(9000))
     process = job.start("--window", "500")
     try:

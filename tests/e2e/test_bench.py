@@ -48,4 +48,4 @@ def test_the_overhead_benchmark_completes_and_its_report_has_every_field(tmp_pat
     (run,) = report["runs"]["raycade"]
     assert run["summary"]["rows"]["succeeded"] == ROWS + report["options"]["warmup"]
     assert run["summary"]["coalesced"]["rows"] == 0, "the rows are meant to be distinct"
-    assert {"driver", "router", "tiers", "coalescer"} <= set(run["cpu_us_per_row_by_role"])
+    assert {"driver", "router", "tiers"} <= set(run["cpu_us_per_row_by_role"])

@@ -175,6 +175,7 @@ def test_totals_equal_the_endpoint_and_the_files_whatever_was_killed(mock: MockP
         ],
         budget={"tokens": {"per_day": 50_000_000}, "usd": {"per_day": 100}},
         telemetry={"metrics_port": 0},
+        router={"replicas": 2},  # a lone one keeps the coalescer's table itself
     )
     for tier in (tiers := yaml.safe_load(job.config.read_text()))["tiers"]:
         tier["api_key_env"] = "CANARY_KEY"

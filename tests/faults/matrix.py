@@ -156,9 +156,15 @@ NETWORK = (
     ),
 )
 
+
+def _with(kind: str) -> dict[str, Any]:
+    """A lone router keeps the coalescer's table itself."""
+    return {"router": {"deadline_s": 60, "replicas": 2}} if kind == "CoalescerActor" else {}
+
+
 PROCESS = (
     *(
-        Fault(f"kill-{name}", "process", act=make.killed(kind), slow=True, **LONG)
+        Fault(f"kill-{name}", "process", act=make.killed(kind), config=_with(kind), slow=True, **LONG)
         for name, kind in (
             ("router", "RouterActor"),
             ("tier", "TierActor"),
@@ -169,7 +175,7 @@ PROCESS = (
         )
     ),
     *(
-        Fault(f"stop-{name}", "process", act=make.stopped(kind), slow=True, **LONG)
+        Fault(f"stop-{name}", "process", act=make.stopped(kind), config=_with(kind), slow=True, **LONG)
         for name, kind in (
             ("router", "RouterActor"),
             ("tier", "TierActor"),

@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
 from actors import lane as lane_module
+from actors import near as near_module
 from actors.budget import actor as budget_module
 from actors.budget.actor import BudgetActor
 from actors.coalescer import actor as coalescer_module
@@ -26,7 +27,16 @@ from actors.tier.actor import TierActor
 from actors.tier.transport import Reply, TransportError
 from tests.simulated import LocalPeer, simulated
 
-timed = simulated(lane_module, flow_module, attempts_module, purse_module, tier_module, coalescer_module, budget_module)
+timed = simulated(
+    lane_module,
+    near_module,
+    flow_module,
+    attempts_module,
+    purse_module,
+    tier_module,
+    coalescer_module,
+    budget_module,
+)
 
 PROMPT = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16}'
 
@@ -69,6 +79,9 @@ class Endpoint:
 class House:
     """All actors, and a router before them."""
 
+    near: ClassVar[bool] = False
+    """Whether the coalescer is in the router's process."""
+
     def __init__(self, state_dir: Path, endpoints: dict[str, Endpoint], **config: Any) -> None:
         budget = BudgetSettings.model_validate(config.get("budget", {}))
         qualities = config.get("quality", {})
@@ -90,7 +103,8 @@ class House:
         self.budget = BudgetActor(budget, str(state_dir))
         coalesce = CoalesceSettings.model_validate(config.get("coalesce", {}))
         self.coalescer = CoalescerActor(coalesce)
-        self.peers = Peers([[LocalPeer(tier)] for tier in self.tiers], LocalPeer(self.coalescer), self.budget.exchange)
+        coalescer = self.coalescer if self.near else LocalPeer(self.coalescer)
+        self.peers = Peers([[LocalPeer(tier)] for tier in self.tiers], coalescer, self.budget.exchange)
         prices = {tier.name: Price(prompt=1.0, completion=2.0) for tier in tiers}
         settings = RouterSettings.model_validate(config.get("router", {}))
         self.another_router = partial(
