@@ -233,7 +233,9 @@ class Soak:
             {"name": "first", "base_url": first, "timeout_s": 2, "breaker": breaker, **common},
             {"name": "second", "base_url": mock.tier_url("second"), "timeout_s": 10, **common},
         ]
-        config = {"state_dir": str(self._folder / "state"), "tiers": tiers, "router": {"deadline_s": 120}}
+        # Two routers, so that there is a coalescer to be killed: a lone one keeps its table itself.
+        router = {"deadline_s": 120, "replicas": 2}
+        config = {"state_dir": str(self._folder / "state"), "tiers": tiers, "router": router}
         config["telemetry"] = {"metrics_port": 0}
         (self._folder / "raycade.yaml").write_text(json.dumps(config))
         command = [
