@@ -26,7 +26,7 @@ from actors.coalescer.actor import CoalescerActor
 from actors.errors import ClusterError
 from actors.lane import MAX_GAP_S, Lane, RayPeer
 from actors.messages import Request
-from actors.observer.scene import Report, Taken
+from actors.observer.scene import Happened, Report, Taken
 from actors.router.actor import RouterActor
 from actors.router.failures import FailureLog
 from actors.router.flow import Router
@@ -202,9 +202,9 @@ class Cluster:
         """What reaches the observer from whichever process of the cluster calls it; None: there is no observer."""
         return partial(watching, self.home) if "observer" in self.handles else None
 
-    async def observer(self) -> tuple[Taken, tuple[str, ...]]:
-        """Where metrics are served, and what gateways have to tell. Raises RaycadeError."""
-        found: tuple[Taken, tuple[str, ...]] = await self._ask("observer", "look", timeout_s=10.0)
+    async def observer(self) -> tuple[Taken, tuple[str, ...], tuple[Happened, ...]]:
+        """Where metrics are served, what gateways have to tell, and what happened with their tiers. Raises RaycadeError."""
+        found: tuple[Taken, tuple[str, ...], tuple[Happened, ...]] = await self._ask("observer", "look", timeout_s=10.0)
         return found
 
     def _make(self, part: _Part, **more: object) -> None:

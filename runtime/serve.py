@@ -21,7 +21,7 @@ from actors.settings import Price
 from runtime import log
 from runtime.batch.job import LedgerWatch
 from runtime.config import Config, key_values, load_config, resolve_prices
-from runtime.events import Event, Level
+from runtime.events import Event, Level, event_of
 from runtime.gateway.keys import read_keys
 from runtime.prompts import load_prompts
 from runtime.running import Entry, Running
@@ -102,10 +102,10 @@ async def watch(cluster: "Cluster", config: Config, registered: Running, told: a
 
 
 async def _observe(cluster: "Cluster", port: int, registered: Running) -> None:
-    address, said = "", set[str]()
+    address, said, told_until = "", set[str](), time.time()
     while True:
         with contextlib.suppress(RaycadeError):  # it is being restarted
-            taken, notices = await cluster.observer()
+            taken, notices, events = await cluster.observer()
             if taken.address != address:
                 address = taken.address
                 registered.found_at(address)
@@ -117,12 +117,20 @@ async def _observe(cluster: "Cluster", port: int, registered: Running) -> None:
                 if notice not in said:
                     _say(notice, "gateway_notice", "warning")
             said = set(notices)
+            for happened in events:
+                if happened.at > told_until:
+                    _tell(event_of(happened.key, happened.text))
+            told_until = max((told_until, *(happened.at for happened in events)))
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-def _say(text: str, name: str = "note", level: Level = "info", **about: str | int | float) -> None:
-    print(text, file=sys.stderr, flush=True)
-    log.tell(Event(name, text, level, about))
+def _say(text: str, name: str = "note", level: Level = "info") -> None:
+    _tell(Event(name, text, level))
+
+
+def _tell(event: Event) -> None:
+    print(event.text, file=sys.stderr, flush=True)
+    log.tell(event)
 
 
 def with_keys(config: Config) -> Config:

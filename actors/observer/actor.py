@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,16 +23,19 @@ from aiohttp import web
 from prometheus_client import Metric as Family
 
 from actors.events import Key
+from actors.observer.changes import Changes
 from actors.observer.exposition import exposed, families
 from actors.observer.history import History, prompts
 from actors.observer.page import HEADERS, LIVE_S, PAGE
-from actors.observer.scene import Report, Scene, Taken, TierScene, gauges, plain
+from actors.observer.scene import Happened, Report, Scene, Taken, TierScene, gauges, plain
 from actors.observer.scrapers import Scrapers
 from actors.observer.sums import Sums
 
 __all__ = ["ObserverActor"]
 
 HOST = "127.0.0.1"
+EVENTS = 12
+"""So many are told, the last ones."""
 SENT_S = 0.1
 """For so long a scrape that was answered may take to leave."""
 SILENT_S = 60.0
@@ -52,6 +56,9 @@ class ObserverActor:
         self._runner: web.AppRunner | None = None
         self._opening = asyncio.Lock()
         self._taken = Taken("", True)
+        self._changes = Changes()
+        self._events: deque[Happened] = deque(maxlen=EVENTS)
+        """With a gateway's tiers. A batch tells of its own."""
         self._scrapers = Scrapers()
         self._open_since = 0.0
         self._scraped = asyncio.Event()
@@ -64,6 +71,9 @@ class ObserverActor:
             self._scenes[report.totals.source] = report.scene, time.monotonic()
             self._store()
             now = time.time()
+            if report.scene.gateway is not None:
+                seen = self._changes.see(tier for scene in self._gateways() for tier in scene.tiers)
+                self._events.extend(Happened(now, *change) for change in seen)
             if self._history.due(now):
                 models = {tier.name: tier.model for tier in report.scene.tiers}
                 self._history.take(self._sums.counters(), self._sums.distributions(), models, now)
@@ -78,11 +88,13 @@ class ObserverActor:
         told = self._now() | {"series": self._history.plain(), "prompts": prompts(self._sums.counters())}
         return orjson.dumps(told)
 
-    async def look(self) -> tuple[Taken, tuple[str, ...]]:
-        """Where it serves, and the notices of the gateway's replicas. Raises OSError when no port can be had."""
+    async def look(self) -> tuple[Taken, tuple[str, ...], tuple[Happened, ...]]:
+        """Where it serves, the notices of the gateway's replicas, and what happened last with their tiers.
+
+        Raises OSError when no port can be had."""
         await self._open()
-        notices = (notice for scene, _ in self._fresh() if scene.gateway for notice in scene.gateway.notices)
-        return self._taken, tuple(dict.fromkeys(notices))
+        notices = (notice for scene in self._gateways() if scene.gateway for notice in scene.gateway.notices)
+        return self._taken, tuple(dict.fromkeys(notices)), tuple(self._events)
 
     async def last_scrape(self, most_s: float) -> bool:
         """Wait until everybody who scrapes regularly has come once more, those who should within `most_s`: whether all did."""
@@ -197,6 +209,9 @@ class ObserverActor:
         calls = {key[1:]: count for key, count in self._sums.counters().items() if key[0] == "attempts"}
         # a process knows its own calls only
         scene = scene._replace(tiers=tuple(_with_calls(tier, calls) for tier in scene.tiers))
+        if not scene.events:
+            now = time.time()
+            scene = scene._replace(events=tuple((max(0.0, now - event.at), event.text) for event in self._events))
         body = {
             "age_s": round(time.monotonic() - told_at, 3),
             **plain(scene._replace(job=None, gateway=None)),
@@ -208,6 +223,9 @@ class ObserverActor:
 
     async def _index(self, request: web.Request) -> web.Response:
         return web.Response(text="raycade: /ui for people, /metrics for Prometheus, /status as JSON\n")
+
+    def _gateways(self) -> Iterator[Scene]:
+        return (scene for scene, _ in self._fresh() if scene.gateway is not None)
 
     def _fresh(self) -> list[tuple[Scene, float]]:
         now = time.monotonic()

@@ -14,6 +14,7 @@ __all__ = [
     "ActorScene",
     "BudgetScene",
     "GatewayScene",
+    "Happened",
     "JobScene",
     "Report",
     "Scene",
@@ -144,6 +145,16 @@ class Taken(NamedTuple):
     """Where it serves, such as http://127.0.0.1:9464."""
     wanted_port: bool
     """False: the configured port was taken, and another is used."""
+
+
+class Happened(NamedTuple):
+    """Something worth telling, in words."""
+
+    at: float
+    """Seconds since the epoch."""
+    key: str
+    """See runtime/events.py."""
+    text: str
 
 
 def plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -234,11 +234,12 @@ def test_totals_equal_the_endpoint_to_the_unit_while_every_outcome_is_seen(mock:
             {"name": "ok", "base_url": mock.tier_url("ok"), "concurrency": 40},
         ],
         telemetry={"metrics_port": port},
+        router={"replicas": 2},
     )
     job.rows(chat(number) for number in range(900))
     mock.reset()
     with (
-        prometheus(tmp_path / "prometheus", port) as watch,
+        prometheus(tmp_path / "prometheus", port) as address,
         Scraper(job) as scraper,
         started(job, "--window", "80") as process,
     ):
@@ -246,7 +247,7 @@ def test_totals_equal_the_endpoint_to_the_unit_while_every_outcome_is_seen(mock:
         for kind in ("ObserverActor", "BudgetActor", "CoalescerActor"):
             os.kill(actor_pids(process.pid, kind)[0], signal.SIGKILL)
         said, _ = process.communicate(timeout=90)
-        last = watch()
+        last = last_samples(address)
     assert process.returncode == 0, said
     assert scraper.fallen == []
     check_files(job, last)
@@ -278,33 +279,44 @@ def command(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 @contextmanager
-def prometheus(folder: Path, target: int) -> Iterator[Callable[[], Samples]]:
-    """A real Prometheus that scrapes a port each second; the last samples that it has of every series."""
+def prometheus(folder: Path, target: int, rules: str = "") -> Iterator[str]:
+    """A real Prometheus that scrapes a port each second and goes by these rules; its address."""
     folder.mkdir()
     scrape = {
         "job_name": "raycade",
         "scrape_interval": "1s",
         "static_configs": [{"targets": [f"127.0.0.1:{target}"]}],
     }
-    (folder / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": [scrape]}))
+    (folder / "rules.yml").write_text(rules)
+    (folder / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": [scrape], "rule_files": ["rules.yml"]}))
     port = free_port()
     options = ("--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address=127.0.0.1:{port}")
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([program("prometheus"), *options], cwd=folder, stdout=log, stderr=log)
-
-    def last() -> Samples:
-        query = urlencode({"query": 'last_over_time({__name__=~"(llm|raycade)_.+"}[10m])'})
-        told = json.loads(get(f"http://127.0.0.1:{port}/api/v1/query?{query}"))["data"]["result"]
-        return {
-            (
-                each["metric"]["__name__"],
-                tuple(sorted((k, v) for k, v in each["metric"].items() if k not in ("__name__", "instance", "job"))),
-            ): float(each["value"][1])
-            for each in told
-        }
-
     try:
-        yield last
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(20)
+
+
+def last_samples(address: str) -> Samples:
+    """The last samples that a Prometheus has of every series of ours."""
+    query = urlencode({"query": 'last_over_time({__name__=~"(llm|raycade)_.+"}[10m])'})
+    told = json.loads(get(f"{address}/api/v1/query?{query}"))["data"]["result"]
+    return {
+        (
+            each["metric"]["__name__"],
+            tuple(sorted((k, v) for k, v in each["metric"].items() if k not in ("__name__", "instance", "job"))),
+        ): float(each["value"][1])
+        for each in told
+    }
+
+
+def firing(address: str) -> dict[str, str]:
+    """The alerts that fire in a Prometheus by name, and the tier of each."""
+    try:
+        told = json.loads(get(f"{address}/api/v1/alerts"))["data"]["alerts"]
+    except OSError:  # it has just been started
+        return {}
+    return {each["labels"]["alertname"]: each["labels"].get("tier", "") for each in told if each["state"] == "firing"}

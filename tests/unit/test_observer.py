@@ -151,7 +151,10 @@ async def test_a_gateways_replicas_are_told_together(tmp_path: Path) -> None:
     status = orjson.loads((await get(address, "/status"))[0])
     assert [each["replica"] for each in status["gateways"]] == ["one", "two"]
     assert (status["jobs"], status["tiers"][0]["answered"], status["tiers"][0]["kinds"]) == ([], 5, {})
-    assert await actor.look() == (Taken(address, True), ("stopped a trial",))
+    taken, notices, (happened,) = await actor.look()
+    assert (taken, notices) == (Taken(address, True), ("stopped a trial",))
+    assert happened.text == "premium keeps failing (HTTP 503): its circuit breaker opened"
+    assert [text for _, text in status["events"]] == [happened.text]
     await actor.close()
 
 
