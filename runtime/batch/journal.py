@@ -23,8 +23,9 @@ import secrets
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -180,6 +181,7 @@ class Journal:
         """Torn bytes that were cut off their ends."""
         self.mark = -1
         """The highest row that was ever handed out."""
+        self._meta = meta
         self._lock = lock
         self._intent = _Intent(self.folder / "intent")
 
@@ -192,11 +194,13 @@ class Journal:
         config_digest: str,
         fresh: bool = False,
         attach: Callable[[Path], None] | None = None,
+        shards: Sequence[str] = (),
     ) -> Self:
         """Start a job or take one up again. Raises ConfigError, one line, and leaves every whole line where it is.
 
         `fresh` removes OUT, ERRORS and the journal first (`removed` says which there were). `attach` gets the journal's
-        folder, for what else is the job's own: the lock is held, and no line is counted yet.
+        folder, for what else is the job's own: the lock is held, and no line is counted yet. `shards` are the fingerprints
+        of the input's files, so that the one that has changed can be named.
         """
         _check_names(out, errors)
         folder = journal_folder(out)
@@ -211,7 +215,7 @@ class Journal:
         journal: Self | None = None
         try:
             removed = _remove(out, errors, folder) if fresh else ()
-            meta = _meta(out, errors, folder, fingerprint, config_digest)
+            meta = _meta(out, errors, folder, fingerprint, config_digest, shards)
             journal = cls(out, errors, lock, meta, removed)
             if attach is not None:
                 attach(folder)
@@ -229,6 +233,20 @@ class Journal:
     def in_doubt(self) -> int:
         """Rows that were handed out and have no line: they may have been called. Right after `open`: by earlier runs."""
         return self.mark + 1 - self.done.count_upto(self.mark)
+
+    @property
+    def expected(self) -> tuple[int, str]:
+        """A row and what its bytes hash to, where a damaged file of the input was read up to; (-1, "") otherwise."""
+        damage = self._meta.get("damaged") or {}
+        return damage.get("row", -1), damage.get("last", "")
+
+    def damaged(self, shard: int, row: int, last: str) -> None:
+        """A file of the input cannot be read behind this row: it may come back repaired, and only it."""
+        self._meta["damaged"] = {"shard": shard, "row": row, "last": last}
+        try:
+            replace_file(self.folder / "meta.json", orjson.dumps(self._meta, option=orjson.OPT_INDENT_2) + b"\n")
+        except OSError as error:
+            raise OutputError(str(self.folder), error.strerror or str(error)) from None
 
     def intend(self, upto_row: int) -> None:
         """Say that every row up to this one, itself included, may be called from now on."""
@@ -443,7 +461,9 @@ def _remove(out: str, errors: str, folder: Path) -> tuple[str, ...]:
     return tuple(removed)
 
 
-def _meta(out: str, errors: str, folder: Path, fingerprint: str, config_digest: str) -> dict[str, Any]:
+def _meta(
+    out: str, errors: str, folder: Path, fingerprint: str, config_digest: str, shards: Sequence[str]
+) -> dict[str, Any]:
     """The journal's meta.json: read and compared, or made for a new job."""
     path = folder / "meta.json"
     errors_name = os.path.relpath(errors, os.path.dirname(out) or ".")
@@ -456,6 +476,7 @@ def _meta(out: str, errors: str, folder: Path, fingerprint: str, config_digest: 
             "run": secrets.token_hex(4),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "input": fingerprint,
+            "shards": list(shards),
             "config": config_digest,
             "out": os.path.basename(out),
             "errors": errors_name,
@@ -467,16 +488,40 @@ def _meta(out: str, errors: str, folder: Path, fingerprint: str, config_digest: 
         held = [meta[name] for name in ("format", "run", "input", "config", "errors")]
     except (ValueError, KeyError, TypeError):
         raise ConfigError("is damaged; start over with --fresh", file=str(path)) from None
+    if meta["input"] != fingerprint and _repaired(meta, shards):
+        meta |= {"input": fingerprint, "shards": list(shards)}
+        replace_file(path, orjson.dumps(meta, option=orjson.OPT_INDENT_2) + b"\n")
+        return dict(meta)
     now = [_FORMAT, meta["run"], fingerprint, config_digest, errors_name]
     names = ("format", "run", "input", "config", "errors file")
     for name, was, this in zip(names, held, now, strict=True):
         if was != this:
+            if name == "input":
+                was, this = _first_change(meta.get("shards", []), shards) or (was, this)
             raise ConfigError(
                 f"the journal is of a job with another {name}: it was {was}, now it is {this}; "
                 "give the old one to resume, another -o, or --fresh to remove the old results and start over",
                 file=out,
             )
     return dict(meta)
+
+
+def _first_change(was: Sequence[str], now: Sequence[str]) -> tuple[str, str] | None:
+    """The first file of the input that differs, as it was and as it is; None where that says no more than the whole."""
+    if len(was) < 2 and len(now) < 2:
+        return None
+    pairs = zip_longest(was, now, fillvalue=f"nothing behind {was[-1] if len(was) < len(now) else now[-1]}")
+    return next((pair for pair in pairs if pair[0] != pair[1]), None) if was and now else None
+
+
+def _repaired(meta: dict[str, Any], shards: Sequence[str]) -> bool:
+    """Whether the input differs only in the file that could not be read to its end."""
+    was, damage = meta.get("shards", []), meta.get("damaged")
+    if not damage or len(was) != len(shards):
+        return False
+    changed = [number for number, pair in enumerate(zip(was, shards, strict=True)) if pair[0] != pair[1]]
+    at = damage["shard"]
+    return changed == [at] and was[at].partition(" (")[0] == shards[at].partition(" (")[0]
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from actors.errors import ConfigError, InputError
 from runtime.batch.decode import DAMAGE
@@ -35,6 +36,17 @@ __all__ = [
 MAX_ROW_BYTES = 16 << 20
 
 
+class Damage(NamedTuple):
+    """Where reading has ended before its time."""
+
+    file: int
+    """Which of the files."""
+    row: int
+    """The last row before it, -1 if there is none."""
+    last: str
+    """What that row's bytes hash to."""
+
+
 class InputSet:
     """The rows of one input, in order. Iterate `chunks` once; `fingerprint` may be asked before that."""
 
@@ -48,6 +60,10 @@ class InputSet:
         """How much of `size_bytes` has been read: for a progress bar. Runs ahead of the rows by up to a block."""
         self.starts: list[int] = []
         """The number of each file's first row, as far as they have been read."""
+        self.rows: int | None = None
+        """Rows of all files, once they have been read."""
+        self.damage: Damage | None = None
+        self._expected = (-1, "")
         self._printed: tuple[str, list[str]] | None = None
 
     def fingerprint(self) -> str:
@@ -77,6 +93,10 @@ class InputSet:
             self._printed = sha.hexdigest()[:16], each
         return self._printed
 
+    def expect(self, row: int, hashed: str) -> None:
+        """Have this row checked: rows before it were done when it hashed to that (`Damage.last`). -1: no row."""
+        self._expected = row, hashed
+
     def place(self, number: int) -> str:
         """Where a row that has been read stands, in words."""
         if len(self.files) == 1:
@@ -89,9 +109,9 @@ class InputSet:
 
         A damaged or vanished file raises InputError (`unreadable_input`) after the rows before the damage.
         """
-        number = 0
+        number, expected, last = 0, self._expected[0], b""
         self.starts = []
-        for source in self._sources:
+        for index, source in enumerate(self._sources):
             self.starts.append(number)
             line = 0
             chunk: list[RawRow] = []
@@ -104,6 +124,11 @@ class InputSet:
                             data = data[:-1]
                         if not data or data.isspace():
                             continue
+                        if number == expected and _hash(data) != self._expected[1]:
+                            raise _Changed(
+                                "is not what it was when the rows before it were done; put the old rows back"
+                            )
+                        last = data
                         chunk.append(RawRow(number, source.name, line, data, oversized))
                         number += 1
                         size += len(data)
@@ -113,16 +138,28 @@ class InputSet:
                     if chunk and source.size is None:
                         yield chunk
                         chunk, size = [], 0
+            except _Changed as error:
+                failure, chunk = InputError("changed_input", str(error), source.name, line), []
             except DAMAGE as error:
                 told = f"cannot be read from here on: {reason(error)}"
                 failure = InputError("unreadable_input", told, source.name, line + 1)
+                self.damage = Damage(index, number - 1, _hash(last))
             if chunk:
                 yield chunk
             if failure:
                 raise failure
+        self.rows = number
 
     def _count(self, stored_bytes: int) -> None:
         self.read_bytes += stored_bytes
+
+
+class _Changed(Exception):
+    """A row that was expected is another."""
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def open_input(spec: str, exclude: Sequence[str] = (), max_row_bytes: int = MAX_ROW_BYTES, name: str = "") -> InputSet:
