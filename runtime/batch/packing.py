@@ -7,7 +7,7 @@ import gzip
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import orjson
 import zstandard
@@ -40,7 +40,8 @@ def pack(lines: Iterable[bytes], place: str, name: str) -> None:
                 packed.writelines(lines)
         elif name.endswith(".zst"):
             with zstandard.ZstdCompressor(ZSTD_LEVEL).stream_writer(file, closefd=False) as stream:
-                cast("IO[bytes]", stream).writelines(lines)
+                for line in lines:
+                    stream.write(line)
         else:
             file.writelines(lines)
         file.flush()
