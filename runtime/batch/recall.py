@@ -27,6 +27,10 @@ class RowEncoder(Protocol):
         """The request of a row. Raises RowError."""
         ...
 
+    def key(self, row: Row) -> bytes:
+        """The digest of a row's request. Raises RowError."""
+        ...
+
     def first_tier(self, request: Request) -> str:
         """Name of the tier that the request should have, were all tiers well."""
         ...
@@ -81,17 +85,14 @@ class Recall:
                 raise RowError(
                     row.number, "duplicate_custom_id", message, row.file, row.line, "custom_id", row.custom_id
                 )
-            offset = self._offset(row.number) if earlier else -1
-            if earlier and offset < 0:
-                return None
-            request = self._encoder.encode(row)
+            if not earlier:
+                return row, self._encoder.encode(row)
+            offset = self._offset(row.number)
+            if self.sharing is not None and offset >= 0:
+                self.sharing.remember(self._encoder.key(row), offset)
         except RowError as error:
             return None if earlier else error
-        if earlier:
-            if self.sharing is not None:
-                self.sharing.remember(request.digest, offset)
-            return None
-        return row, request
+        return None
 
     def _offset(self, number: int) -> int:
         """Where the answer of a row that is done stands in OUT; -1 when it has none, or nobody wants to know."""

@@ -130,6 +130,6 @@ def _store(url: str) -> tuple[Any, str]:
 
 def _said(error: Exception) -> str:
     """What a store said, on one line."""
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and " " not in str(error):  # it says nothing but the name
         return "No such file or directory"
     return " ".join(str(error).split())[:300] or type(error).__name__
