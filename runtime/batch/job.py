@@ -32,9 +32,10 @@ from runtime.batch.journal import Journal
 from runtime.batch.outputs import Output, errors_name, output_of
 from runtime.batch.progress import Progress
 from runtime.batch.publish import Publisher
-from runtime.batch.reader import InputSet, open_input
+from runtime.batch.reader import open_input
 from runtime.batch.recall import Recall
 from runtime.batch.recorder import Recorder
+from runtime.batch.remote import is_url
 from runtime.batch.report import Job, check_place, failures_of, write
 from runtime.batch.rows import Encoder
 from runtime.batch.run import BatchRun, Ending
@@ -157,32 +158,8 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
         finally:
             writer.close()
         if publisher is not None:
-            _publish(publisher, output, journal, inputs, options.limit, finished=code in (EXIT_OK, EXIT_ROWS_FAILED))
+            publisher.publish_run(journal, inputs, options.limit, finished=code in (EXIT_OK, EXIT_ROWS_FAILED))
         return code
-
-
-def _publish(
-    publisher: Publisher, output: Output, journal: Journal, inputs: InputSet, limit: int | None, finished: bool
-) -> None:
-    """Make the outputs that are complete, and say how many are."""
-    bounds = inputs.starts + ([inputs.rows] if inputs.rows is not None else [])
-    if limit is not None:
-        bounds = [start for start in bounds if start < limit] + ([min(limit, bounds[-1])] if finished else [])
-    if len(output.targets) == 1 and not finished:
-        bounds = []
-
-    def is_done(first: int, end: int) -> bool:
-        return journal.done.count_upto(end - 1) - journal.done.count_upto(first - 1) == end - first
-
-    made, there = publisher.publish(
-        journal.run, bounds, is_done, lambda target: print(f"writing {target} ...", file=sys.stderr)
-    )
-    if len(output.targets) > 1:
-        print(f"outputs  {output.spec}: {there:,} of {len(output.targets):,} files are complete, {made:,} of them new")
-    elif there:
-        print(f"output   {output.targets[0]}")
-    else:
-        print(f"output   {output.targets[0]} is made when every row is done; until then see {output.log}")
 
 
 async def _run(
@@ -218,7 +195,7 @@ async def _run(
     cluster = await Cluster.start(config, prices, options.address)
     try:
         await cluster.open_job(journal.run, options.max_tokens, options.max_usd)
-        entry = Entry(cluster.name, journal.run, os.getpid(), os.path.abspath(options.output), time.time())
+        entry = Entry(cluster.name, journal.run, os.getpid(), _shown_path(options.output), time.time())
         registered = stack.enter_context(Running(config.state_dir, entry))
         served = config.telemetry.metrics_port is not None
         facts = Facts(f"{cluster.name}/batch", {tier.name: tier.model for tier in config.tiers}) if served else None
@@ -290,6 +267,10 @@ async def _run(
         job = Job(told, journal.run, config, recorder, *counted, before, began, total)
         _write_report(options.report, job)
     return _exit_code(ending, journal)
+
+
+def _shown_path(spec: str) -> str:
+    return spec if is_url(spec) else os.path.abspath(spec)
 
 
 def _write_report(path: str, job: Job) -> None:

@@ -8,6 +8,7 @@ and nothing is replaced that another made.
 
 import contextlib
 import os
+import sys
 import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +19,10 @@ import orjson
 
 from actors.errors import ConfigError, RaycadeError
 from runtime.batch import remote
-from runtime.batch.journal import replace_file, scan, sync_folder
+from runtime.batch.journal import Journal, replace_file, scan, sync_folder
 from runtime.batch.outputs import Output
 from runtime.batch.packing import pack
+from runtime.batch.reader import InputSet
 
 __all__ = ["Publisher"]
 
@@ -46,6 +48,33 @@ class Publisher:
     def forget(self) -> None:
         """The lines have changed: make everything again."""
         self._made = dict.fromkeys(self._made, -1)
+
+    def publish_run(self, journal: Journal, inputs: InputSet, limit: int | None, finished: bool) -> tuple[int, int]:
+        """Make the outputs that are complete after a run, and say so; what `publish` gives. Raises RaycadeError."""
+        output = self._output
+        bounds = inputs.starts + ([inputs.rows] if inputs.rows is not None else [])
+        if limit is not None:
+            end = limit if inputs.rows is None else min(limit, inputs.rows)
+            bounds = [start for start in inputs.starts if start < end] + ([end] if finished else [])
+        if len(output.targets) == 1 and not finished:
+            bounds = []
+
+        def is_done(first: int, end: int) -> bool:
+            return journal.done.count_upto(end - 1) - journal.done.count_upto(first - 1) == end - first
+
+        def tell(target: str) -> None:
+            print(f"writing {target} ...", file=sys.stderr)
+
+        made, there = self.publish(journal.run, bounds, is_done, tell)
+        if len(output.targets) > 1:
+            print(
+                f"outputs  {output.spec}: {there:,} of {len(output.targets):,} files are complete, {made:,} of them new"
+            )
+        elif there:
+            print(f"output   {output.targets[0]}")
+        else:
+            print(f"output   {output.targets[0]} is made when every row is done; until then see {output.log}")
+        return made, there
 
     def publish(
         self, run: str, bounds: Sequence[int], is_done: Callable[[int, int], bool], tell: Callable[[str], None]

@@ -61,8 +61,9 @@ class Recall:
         done, remembering = self._journal.done, len(self._journal.done) > 0
         for chunk in self._inputs.chunks():
             if remembering:
-                within = self._limit is None or chunk[-1].number < self._limit
-                remembering = within and all(raw.number in done for raw in chunk)
+                last = chunk[-1].number
+                within = self._limit is None or last < self._limit
+                remembering = within and (last < done.first_open or all(raw.number in done for raw in chunk))
             if remembering:
                 for raw in chunk:
                     self.row(raw)

@@ -16,7 +16,7 @@ from pyarrow import parquet
 from runtime.mock.process import MockProcess
 from tests.e2e.jobs import Job, chat, end, wait_until
 
-ROWS = 600
+ROWS = 300
 ENV = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -42,13 +42,13 @@ def test_a_folder_in_s3_killed_and_resumed_has_every_row_once(storage: Any, tmp_
     rows = [chat(number) for number in range(ROWS)]
     twice = {**chat(ROWS), "custom_id": "row-0"}
     lines = [orjson.dumps(row) + b"\n" for row in rows]
-    storage.put_object(Bucket="data", Key="in/a.jsonl.gz", Body=gzip.compress(b"".join(lines[:200])))
-    storage.put_object(Bucket="data", Key="in/b.jsonl.zst", Body=zstandard.compress(b"".join(lines[200:400])))
-    last = [*rows[400:], twice]
+    storage.put_object(Bucket="data", Key="in/a.jsonl.gz", Body=gzip.compress(b"".join(lines[:100])))
+    storage.put_object(Bucket="data", Key="in/b.jsonl.zst", Body=zstandard.compress(b"".join(lines[100:200])))
+    last = [*rows[200:], twice]
     columns = {"custom_id": [row["custom_id"] for row in last], "body": [row["body"] for row in last]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "c.parquet")
     storage.upload_file(str(tmp_path / "c.parquet"), "data", "in/c.parquet")
-    with MockProcess({"seed": 3, "tiers": {"slow": {"latency": 0.05}}}) as mock:
+    with MockProcess({"seed": 3, "tiers": {"slow": {"latency": 0.03}}}) as mock:
         tier = {"name": "slow", "base_url": mock.tier_url("slow"), "concurrency": 4, "timeout_s": 20}
         job = Job(tmp_path, [tier])
 
@@ -58,7 +58,7 @@ def test_a_folder_in_s3_killed_and_resumed_has_every_row_once(storage: Any, tmp_
         files = ("-i", "s3://data/in", "-o", "s3://data/out/", "--window", "40")
         process = job.start(*files)
         try:
-            wait_until(lambda: lines_written() >= 250, process)
+            wait_until(lambda: lines_written() >= 120, process)
         finally:
             end(process)
         ended = job.run(*files)
@@ -79,11 +79,11 @@ def test_a_folder_in_s3_killed_and_resumed_has_every_row_once(storage: Any, tmp_
             )
             got[name] = [orjson.loads(line)["custom_id"] for line in data.splitlines()]
     names = [row["custom_id"] for row in rows]
-    assert got == {"a.jsonl.gz": names[:200], "b.jsonl.zst": names[200:400], "c.parquet": names[400:]}
+    assert got == {"a.jsonl.gz": names[:100], "b.jsonl.zst": names[100:200], "c.parquet": names[200:]}
     errors = storage.get_object(Bucket="data", Key="out.errors.jsonl")["Body"].read()
     failed = [orjson.loads(line) for line in errors.splitlines()]
     assert [line["error"]["code"] for line in failed] == ["duplicate_custom_id"]
     assert failed[0]["error"]["message"] == (
-        "s3://data/in/c.parquet:201: custom_id: expected a custom_id of its own; "
+        "s3://data/in/c.parquet:101: custom_id: expected a custom_id of its own; "
         "'row-0' is that of row 1 of s3://data/in/a.jsonl.gz"
     )

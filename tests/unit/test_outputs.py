@@ -108,9 +108,15 @@ class Run:
             self.journal.close()
             raise
 
-    def do(self, wanted: Any = lambda number: True, fails: Any = lambda number: False) -> tuple[int, int]:
-        """Do the rows that are wanted and not done, in an order of their own; publish."""
-        rows = [parse_row(raw) for chunk in self.inputs.chunks() for raw in chunk]
+    def do(
+        self, wanted: Any = lambda number: True, fails: Any = lambda number: False, limit: int | None = None
+    ) -> tuple[int, int]:
+        """Do the rows that are wanted and not done, in an order of their own; publish. How many outputs there are."""
+        rows = []
+        for chunk in self.inputs.chunks(rows=1):
+            rows += [parse_row(raw) for raw in chunk]
+            if limit == len(rows):
+                break
         random.Random(1).shuffle(rows)
         for each in rows:
             assert isinstance(each, Row)
@@ -122,15 +128,10 @@ class Run:
                 self.writer.add_result(each, b'{"said":%d}' % each.number, 200, "r", {})
         self.writer.close()
         try:
-            return self.publish()
+            finished = len(self.journal.done) == (limit or self.inputs.rows)
+            return self.publisher.publish_run(self.journal, self.inputs, limit, finished)
         finally:
             self.journal.close()
-
-    def publish(self) -> tuple[int, int]:
-        done = self.journal.done
-        bounds = [*self.inputs.starts, self.inputs.rows or 0]
-        every = lambda first, end: all(number in done for number in range(first, end))  # noqa: E731
-        return self.publisher.publish(self.journal.run, bounds, every, lambda _: None)
 
 
 # -- rows ----------------------------------------------------------------------------------------------------------
@@ -196,6 +197,15 @@ def test_one_packed_output(tmp_path: Path, name: str) -> None:
     Run(str(tmp_path / "in"), str(tmp_path / name), tmp_path).do()
     assert said(tmp_path / name) == list(range(14))
     assert not (tmp_path / "out.errors.jsonl").exists()
+
+
+def test_the_first_rows_only(tmp_path: Path) -> None:
+    """With --limit the outputs are those of the rows up to it; without it the next run makes them whole."""
+    shards(tmp_path / "in", PARTS)
+    assert Run(str(tmp_path / "in"), f"{tmp_path}/out/", tmp_path).do(limit=6) == (2, 2)
+    assert said(tmp_path / "out" / "part-001.jsonl.gz") == [4, 5]
+    assert Run(str(tmp_path / "in"), f"{tmp_path}/out/", tmp_path).do() == (3, 4)
+    assert said(tmp_path / "out" / "part-001.jsonl.gz") == [4, 5, 6]
 
 
 def test_files_of_one_name_keep_their_folders(tmp_path: Path) -> None:
@@ -266,7 +276,7 @@ def cut_short(tmp_path: Path) -> tuple[Path, bytes, int]:
     assert run.inputs.damage is not None
     run.journal.damaged(*run.inputs.damage)
     run.writer.close()
-    assert run.publisher.publish(run.journal.run, run.inputs.starts, lambda *_: True, lambda _: None) == (1, 1)
+    assert run.publisher.publish_run(run.journal, run.inputs, None, finished=False) == (1, 1)
     run.journal.close()
     return place, whole, len(read)
 
