@@ -59,10 +59,11 @@ class Source(Protocol):
 class _File:
     """JSONL that can be read again: a local file, or an object behind a URL."""
 
-    def __init__(self, name: str, size: int, opener: Opener) -> None:
+    def __init__(self, name: str, path: str, size: int, opener: Opener) -> None:
+        """`path` says by its ending what the file is, `name` what it is called: an upload may be called anything."""
         self.name: str = name
         self.size: int | None = size
-        self._open = opener
+        self._path, self._open = path, opener
 
     def check(self) -> None:
         with self._open(ENDS) as file:
@@ -80,7 +81,7 @@ class _File:
             yield from _blocks(file, count)
 
     def lines(self, limit: int, count: Callable[[int], None]) -> Iterator[list[Line]]:
-        return lines(text(self.blocks(count), self.name), limit)
+        return lines(text(self.blocks(count), self._path), limit)
 
 
 class _Table(_File):
@@ -154,7 +155,7 @@ def find(spec: str, exclude: Sequence[str] = (), name: str = "") -> list[Source]
     if spec == "-":
         return [_Stream("<stdin>", _unbuffered(sys.stdin.fileno()), close=False)]
     if remote.is_url(spec):
-        sources = [_source(each.name, each.size, each.open) for each in remote.find(spec, SUFFIXES)]
+        sources = [_source(each.name, each.name, each.size, each.open) for each in remote.find(spec, SUFFIXES)]
     else:
         own = {os.path.realpath(path) for path in exclude if not remote.is_url(path)}
         sources = [_local(path, name or path) for path in _paths(spec, own)]
@@ -184,14 +185,15 @@ def _local(path: str, name: str) -> Source:
     try:
         info = os.stat(path)
         if stat.S_ISREG(info.st_mode):
-            return _source(name, info.st_size, partial(_opened, path))
+            return _source(name, path, info.st_size, partial(_opened, path))
         return _Stream(name, _unbuffered(path), close=True)
     except OSError as error:
         raise ConfigError(f"cannot read the input: {reason(error)}", file=name) from None
 
 
-def _source(name: str, size: int, opener: Opener) -> Source:
-    return _Table(name, size, opener) if name.endswith(".parquet") else _File(name, size, opener)
+def _source(name: str, path: str, size: int, opener: Opener) -> Source:
+    kind = _Table if path.endswith(".parquet") else _File
+    return kind(name, path, size, opener)
 
 
 def _checked(source: Source) -> None:

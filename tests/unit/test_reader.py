@@ -175,6 +175,13 @@ def test_a_damaged_file_is_named(tmp_path: Path, suffix: str, pack: Any) -> None
     assert got == text.splitlines()
 
 
+def test_a_file_is_what_its_path_says_whatever_it_is_called(tmp_path: Path) -> None:
+    """Of an upload the name is a stranger's word: it stands in messages and decides nothing."""
+    path = write(tmp_path / "in.jsonl", b'{"a":1}')
+    for name in ("x.parquet", "x.gz"):
+        assert data_of(open_input(path, name=name)) == [b'{"a":1}']
+
+
 def test_a_folder_is_its_jsonl_files_by_name(tmp_path: Path) -> None:
     """All .jsonl, .jsonl.gz and .jsonl.zst of a folder, in the order of their names, numbered through."""
     write(tmp_path / "b.jsonl.gz", gzip.compress(b"3\n4"))
