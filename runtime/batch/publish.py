@@ -12,6 +12,7 @@ import sys
 import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from runtime.batch.journal import Journal, replace_file, scan, sync_folder
 from runtime.batch.outputs import Output
 from runtime.batch.packing import pack
 from runtime.batch.reader import InputSet
+from runtime.batch.sources import AT_ONCE
 
 __all__ = ["Publisher"]
 
@@ -36,9 +38,11 @@ class Publisher:
         self._place = Path(output.log).parent / "published.json"
         self._made: dict[str, int] = self._read()
         known = set(self._made)
-        for target in {*output.targets, output.errors_target} - known - {""}:
-            if _exists(target) and not fresh:
-                raise ConfigError("exists and is not this job's; --fresh replaces it", file=target, key="-o")
+        others = sorted({*output.targets, output.errors_target} - known - {""})
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for target, there in zip(others, pool.map(_exists, others), strict=True):
+                if there and not fresh:
+                    raise ConfigError("exists and is not this job's; --fresh replaces it", file=target, key="-o")
         if fresh:
             for target in known:
                 _remove(target)

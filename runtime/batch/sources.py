@@ -19,7 +19,7 @@ from actors.errors import ConfigError
 from runtime.batch import parquet, remote
 from runtime.batch.decode import BLOCK, Line, lines, text, wrong_start
 
-__all__ = ["Source", "find", "reason"]
+__all__ = ["AT_ONCE", "Source", "find", "reason"]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 ENDS = 64 << 10

@@ -3,6 +3,7 @@
 import gzip
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -384,3 +385,22 @@ def test_a_read_that_fails_on_the_way_is_told_with_its_place(tmp_path: Path, buc
     got, error = until_error(source)
     assert [raw.data for raw in got] == [b"1"]
     assert str(error).startswith("s3://bucket/gone/b.jsonl:1: cannot be read from here on: ")
+
+
+@pytest.mark.parametrize(
+    ("package", "spec", "said"),
+    [
+        ("pyarrow", "in.parquet", "in.parquet: Parquet needs pyarrow: pip install 'raycade[data]'"),
+        ("fsspec", "s3://b/x", "s3://b/x: s3:// needs fsspec: pip install 'raycade[data]'"),
+    ],
+)
+def test_a_package_that_is_not_there_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, spec: str, said: str
+) -> None:
+    """Which one, and what to install."""
+    (tmp_path / "in.parquet").write_bytes(b"PAR1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError) as caught:
+        open_input(spec)
+    assert said in str(caught.value)
