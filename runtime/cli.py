@@ -30,8 +30,12 @@ def _root() -> None:
 
 @app.command()
 def batch(
-    input: Annotated[str, typer.Option("-i", "--input", help="JSONL (plain, .gz, .zst), a folder, a glob, or - .")],
-    output: Annotated[str, typer.Option("-o", "--output", help="JSONL of answers; its journal lies beside it.")],
+    input: Annotated[
+        str, typer.Option("-i", "--input", help="JSONL (plain, .gz, .zst) or .parquet; a folder, a glob, a URL, or - .")
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="JSONL of answers (or .gz, .zst, .parquet, a URL); DIR/: one a file.")
+    ],
     config: Annotated[str | None, typer.Option("-c", "--config", help="Default: raycade.yaml.")] = None,
     errors: Annotated[str | None, typer.Option(help="Failed rows. Default: OUT with .errors.jsonl.")] = None,
     min_quality: Annotated[str | None, typer.Option(help="basic, medium or high: never use a tier below.")] = None,

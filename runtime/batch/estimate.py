@@ -169,7 +169,7 @@ def estimate(
         for raw in _raw_rows(inputs, limit, on_rows):
             count += 1
             try:
-                request, start = _checked(raw, ids, encoder, config.tiers)
+                request, start = _checked(raw, ids, encoder, config.tiers, inputs)
             except RowError as error:
                 codes[error.code] += 1
                 if len(errors) < SHOWN_ERRORS:
@@ -210,14 +210,16 @@ def _raw_rows(inputs: InputSet, limit: int | None, on_rows: Callable[[int], None
         on_rows(chunk[-1].number + 1)
 
 
-def _checked(raw: RawRow, ids: DigestTable, encoder: Encoder, tiers: list[TierSettings]) -> tuple[Request, int]:
+def _checked(
+    raw: RawRow, ids: DigestTable, encoder: Encoder, tiers: list[TierSettings], inputs: InputSet
+) -> tuple[Request, int]:
     """The row's request and the tier that is asked first. Raises RowError."""
     row = parse_row(raw)
     if isinstance(row, RowError):
         raise row
     first = ids.setdefault(digest_of(row.custom_id), row.number)
     if first != row.number:
-        message = f"expected a custom_id of its own; {row.custom_id[:80]!r} is that of row {first + 1} of the input"
+        message = f"expected a custom_id of its own; {row.custom_id[:80]!r} is that of {inputs.place(first)}"
         raise _refused(row, "duplicate_custom_id", message, "custom_id")
     request = encoder.encode(row)
     for index in range(request.start_tier, len(tiers)):

@@ -29,9 +29,13 @@ from actors.observer.scene import Taken
 from runtime import log
 from runtime.batch.estimate import estimate, print_estimate
 from runtime.batch.journal import Journal
+from runtime.batch.outputs import Output, errors_name, output_of
 from runtime.batch.progress import Progress
+from runtime.batch.publish import Publisher
 from runtime.batch.reader import open_input
+from runtime.batch.recall import Recall
 from runtime.batch.recorder import Recorder
+from runtime.batch.remote import is_url
 from runtime.batch.report import Job, check_place, failures_of, write
 from runtime.batch.rows import Encoder
 from runtime.batch.run import BatchRun, Ending
@@ -94,12 +98,12 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
     config = load_config(options.config, environ, check_keys=not options.dry_run)
     prices = resolve_prices(config)
     logged = log.configure(environ, key_values(config, environ))
-    errors = options.errors or _errors_name(options.output)
-    inputs = open_input(options.input, exclude=(options.output, errors))
+    own_files = (options.output, options.errors or errors_name(options.output))
+    inputs = open_input(options.input, exclude=own_files)
     if inputs.size_bytes == 0:
         raise ConfigError("the input is empty", file=options.input)
     if options.report is not None:
-        check_place(options.report, (options.output, errors))
+        check_place(options.report, own_files)
     prompt = JobPrompt(options.prompt, config.prompts) if options.prompt is not None else None
     if options.redo is not None and (prompt is None or options.fresh or options.dry_run):
         raise ConfigError("goes with --prompt, on a job that exists, and without --fresh and --dry-run", key="--redo")
@@ -137,17 +141,25 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
     identity = f"{digest(config)[:16]}-{prompt.identity if prompt else ''}-{_schema_digest(schema)}-{quality}"
     # The ledger first: a job that is refused must not have removed anything for --fresh.
     _check_ledger(config, options.address or environ.get("RAY_ADDRESS"))
-    files = (options.output, errors)
+    output = output_of(options.output, options.errors, config.state_dir, inputs.files)
+    files = (output.log, output.errors)
     attach = None if prompt is None else lambda folder: prompt.attach(folder, files, options.redo)
-    with Journal.open(*files, fingerprint, identity, options.fresh, attach) as journal:
+    with Journal.open(*files, fingerprint, identity, options.fresh, attach, inputs.shards()) as journal:
         for name in journal.removed:
             print(f"removed {name} (--fresh)", file=sys.stderr)
-        writer = OutputWriter(options.output, errors, journal)
+        inputs.expect(*journal.expected)
+        publisher = Publisher(output, options.fresh) if output.targets else None
+        if publisher is not None and prompt is not None and prompt.taken_out:
+            publisher.forget()
+        writer = OutputWriter(*files, journal)
         try:
-            job = _run(options, config, prices, inputs, encoder(journal.run), prompt, journal, writer, errors, logged)
-            return _uvloop_run(job)
+            job = _run(options, config, prices, inputs, encoder(journal.run), prompt, journal, writer, output, logged)
+            code = _uvloop_run(job)
         finally:
             writer.close()
+        if publisher is not None:
+            publisher.publish_run(journal, inputs, options.limit, finished=code in (EXIT_OK, EXIT_ROWS_FAILED))
+        return code
 
 
 async def _run(
@@ -159,7 +171,7 @@ async def _run(
     prompt: JobPrompt | None,
     journal: Journal,
     writer: OutputWriter,
-    errors: str,
+    output: Output,
     logged: bool,
 ) -> int:
     from runtime.cluster import Cluster  # Ray takes seconds to import: not for a typing error or --dry-run
@@ -176,11 +188,14 @@ async def _run(
     if not quiet:
         print("starting Ray and the actors ...", file=sys.stderr)
     started = time.monotonic()
+    recall = Recall(inputs, encoder, journal, share=options.dedupe, limit=options.limit)
+    if already_done:
+        recall.start()  # while Ray does
     stack = contextlib.ExitStack()
     cluster = await Cluster.start(config, prices, options.address)
     try:
         await cluster.open_job(journal.run, options.max_tokens, options.max_usd)
-        entry = Entry(cluster.name, journal.run, os.getpid(), os.path.abspath(options.output), time.time())
+        entry = Entry(cluster.name, journal.run, os.getpid(), _shown_path(options.output), time.time())
         registered = stack.enter_context(Running(config.state_dir, entry))
         served = config.telemetry.metrics_port is not None
         facts = Facts(f"{cluster.name}/batch", {tier.name: tier.model for tier in config.tiers}) if served else None
@@ -203,6 +218,7 @@ async def _run(
             facts=facts,
             prompt=prompt,
             recorder=recorder,
+            recall=recall,
         )
         listeners: list[Callable[[Event], None]] = [log.tell] if logged else []
         if recorder is not None:
@@ -244,13 +260,17 @@ async def _run(
         await cluster.close()
         stack.close()
     total = progress.total_rows if options.limit is None else options.limit
-    print_summary(config, journal, run, ending, duration_s, options.output, errors, Console(), total)
+    print_summary(config, journal, run, ending, duration_s, output.log, output.errors, Console(), total)
     if recorder is not None and options.report is not None:
-        told = summary_dict(config, journal, run, ending, duration_s, options.output, errors, total)
-        counted = failures_of(errors)
+        told = summary_dict(config, journal, run, ending, duration_s, output.log, output.errors, total)
+        counted = failures_of(output.errors)
         job = Job(told, journal.run, config, recorder, *counted, before, began, total)
         _write_report(options.report, job)
     return _exit_code(ending, journal)
+
+
+def _shown_path(spec: str) -> str:
+    return spec if is_url(spec) else os.path.abspath(spec)
 
 
 def _write_report(path: str, job: Job) -> None:
@@ -352,10 +372,6 @@ def _uvloop_run(coroutine: Any) -> int:
 
     code: int = uvloop.run(coroutine)
     return code
-
-
-def _errors_name(output: str) -> str:
-    return f"{output.removesuffix('.jsonl')}.errors.jsonl"
 
 
 def _schema_digest(schema: bytes) -> str:

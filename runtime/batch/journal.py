@@ -19,20 +19,37 @@ row done again. Everything before it is kept byte for byte.
 import fcntl
 import hashlib
 import os
-import secrets
-import stat
-import struct
 import zlib
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import orjson
 
 from actors.errors import ConfigError, RaycadeError
+from runtime.batch.done import DoneRows
+from runtime.batch.intent import Intent
+from runtime.batch.meta import (
+    check_names,
+    journal_folder,
+    refuse_foreign,
+    replace_file,
+    sync_folder,
+    take_up,
+    write_meta,
+)
 
-__all__ = ["DoneRows", "Journal", "OutputError", "Snapshot", "id_prefix", "replace_file", "scan", "sync_folder"]
+__all__ = [
+    "DoneRows",
+    "Journal",
+    "OutputError",
+    "Snapshot",
+    "id_prefix",
+    "journal_folder",
+    "replace_file",
+    "scan",
+    "sync_folder",
+]
 
 _FORMAT = 1
 _BLOCK = 4 << 20
@@ -50,65 +67,6 @@ class OutputError(RaycadeError):
 
     def __str__(self) -> str:
         return f"{self.file}: cannot write: {self.reason}; rows without a line are not done, the job can be resumed"
-
-
-class DoneRows:
-    """The set of finished rows, one bit each."""
-
-    __slots__ = ("_bits", "_count", "_first_open")
-
-    def __init__(self, bits: bytes = b"") -> None:
-        self._bits = bytearray(bits)
-        self._count = int.from_bytes(bits, "little").bit_count()
-        self._first_open = 0
-
-    def __contains__(self, row: int) -> bool:
-        byte = row >> 3
-        return byte < len(self._bits) and bool(self._bits[byte] >> (row & 7) & 1)
-
-    def add(self, row: int) -> bool:
-        """False when the row was done already."""
-        bits, byte, bit = self._bits, row >> 3, 1 << (row & 7)
-        if byte >= len(bits):
-            bits.extend(bytes(byte + 1 - len(bits)))
-        elif bits[byte] & bit:
-            return False
-        bits[byte] |= bit
-        self._count += 1
-        return True
-
-    def discard(self, row: int) -> None:
-        if row in self:
-            self._bits[row >> 3] ^= 1 << (row & 7)
-            self._count -= 1
-            self._first_open = min(self._first_open, row)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def count_upto(self, row: int) -> int:
-        """How many of the rows 0 to `row`, itself included, are done."""
-        whole, rest = divmod(row + 1, 8)
-        count = int.from_bytes(self._bits[:whole], "little").bit_count()
-        return count + ((self._bits[whole] & (1 << rest) - 1).bit_count() if rest and whole < len(self._bits) else 0)
-
-    @property
-    def first_open(self) -> int:
-        """The lowest row that is not done. Moves forward only, so asking often costs little."""
-        bits, row = self._bits, self._first_open
-        while row >> 3 < len(bits):
-            byte = bits[row >> 3] >> (row & 7)
-            if byte == 0xFF >> (row & 7):  # all done up to the byte's end
-                row = (row | 7) + 1
-                continue
-            while byte & 1:
-                byte, row = byte >> 1, row + 1
-            break
-        self._first_open = row
-        return row
-
-    def to_bytes(self) -> bytes:
-        return bytes(self._bits)
 
 
 class Snapshot(NamedTuple):
@@ -180,8 +138,9 @@ class Journal:
         """Torn bytes that were cut off their ends."""
         self.mark = -1
         """The highest row that was ever handed out."""
+        self._meta = meta
         self._lock = lock
-        self._intent = _Intent(self.folder / "intent")
+        self._intent = Intent(self.folder / "intent")
 
     @classmethod
     def open(
@@ -192,17 +151,19 @@ class Journal:
         config_digest: str,
         fresh: bool = False,
         attach: Callable[[Path], None] | None = None,
+        shards: Sequence[str] = (),
     ) -> Self:
         """Start a job or take one up again. Raises ConfigError, one line, and leaves every whole line where it is.
 
         `fresh` removes OUT, ERRORS and the journal first (`removed` says which there were). `attach` gets the journal's
-        folder, for what else is the job's own: the lock is held, and no line is counted yet.
+        folder, for what else is the job's own: the lock is held, and no line is counted yet. `shards` are the fingerprints
+        of the input's files, so that the one that has changed can be named.
         """
-        _check_names(out, errors)
+        check_names(out, errors)
         folder = journal_folder(out)
         existed = folder.is_dir()
         if not existed and not fresh:
-            _refuse_foreign(out, errors)
+            refuse_foreign(out, errors)
         try:
             folder.mkdir(exist_ok=True)
             lock = _locked(folder / "lock", out)
@@ -211,7 +172,7 @@ class Journal:
         journal: Self | None = None
         try:
             removed = _remove(out, errors, folder) if fresh else ()
-            meta = _meta(out, errors, folder, fingerprint, config_digest)
+            meta = take_up(out, errors, folder, fingerprint, config_digest, shards)
             journal = cls(out, errors, lock, meta, removed)
             if attach is not None:
                 attach(folder)
@@ -229,6 +190,20 @@ class Journal:
     def in_doubt(self) -> int:
         """Rows that were handed out and have no line: they may have been called. Right after `open`: by earlier runs."""
         return self.mark + 1 - self.done.count_upto(self.mark)
+
+    @property
+    def expected(self) -> tuple[int, str]:
+        """A row and what its bytes hash to, where a damaged file of the input was read up to; (-1, "") otherwise."""
+        damage = self._meta.get("damaged") or {}
+        return damage.get("row", -1), damage.get("last", "")
+
+    def damaged(self, shard: int, row: int, last: str) -> None:
+        """A file of the input cannot be read behind this row: it may come back repaired, and only it."""
+        self._meta["damaged"] = {"shard": shard, "row": row, "last": last}
+        try:
+            write_meta(self.folder, self._meta)
+        except OSError as error:
+            raise OutputError(str(self.folder), error.strerror or str(error)) from None
 
     def intend(self, upto_row: int) -> None:
         """Say that every row up to this one, itself included, may be called from now on."""
@@ -340,80 +315,7 @@ class Journal:
             )
 
 
-class _Intent:
-    """The high-water mark of rows handed out: checksummed records of 16 bytes, written in turn into a few slots.
-
-    A ring and not a growing log: only the highest mark counts, and a record torn by a crash leaves the one before it.
-    """
-
-    _SLOTS = 32
-    _record = struct.Struct("<QII")  # mark + 1, turn, checksum
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._turn, self._fd = path, 0, -1
-
-    @property
-    def open(self) -> bool:
-        return self._fd >= 0
-
-    def start(self) -> int:
-        """Open the file; the highest mark in it, or -1."""
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        size = self._SLOTS * self._record.size
-        held = os.pread(self._fd, size, 0).ljust(size, b"\0")
-        records = list(self._record.iter_unpack(held))
-        marks = [(next_row - 1, turn) for next_row, turn, crc in records if crc == self._sum(next_row, turn)]
-        mark, self._turn = max(marks, default=(-1, 0))
-        os.pwrite(self._fd, held, 0)  # takes the disk space that later records need
-        return mark
-
-    def write(self, mark: int) -> None:
-        self._turn += 1
-        record = self._record.pack(mark + 1, self._turn, self._sum(mark + 1, self._turn))
-        os.pwrite(self._fd, record, self._turn % self._SLOTS * self._record.size)
-
-    def _sum(self, next_row: int, turn: int) -> int:
-        return zlib.crc32(b"%d %d" % (next_row, turn))
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
 # -- files ---------------------------------------------------------------------------------------------------------
-
-
-def journal_folder(out: str) -> Path:
-    return Path(f"{out}.journal")
-
-
-def _check_names(out: str, errors: str) -> None:
-    for path, option in ((out, "-o"), (errors, "--errors")):
-        if path == "-" or path.startswith(("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")):
-            raise ConfigError("a batch writes to files, not to a pipe or device: resuming it needs them", key=option)
-        folder = os.path.dirname(path) or "."
-        if not os.path.isdir(folder):
-            raise ConfigError("the folder does not exist", file=folder, key=option)
-        try:
-            mode = os.stat(path).st_mode
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise ConfigError(f"cannot be written: {error.strerror}", file=path, key=option) from None
-        if not stat.S_ISREG(mode):
-            raise ConfigError("is not a regular file", file=path, key=option)
-    if os.path.realpath(out) == os.path.realpath(errors):
-        raise ConfigError("results and errors need two files", file=errors, key="--errors")
-
-
-def _refuse_foreign(out: str, errors: str) -> None:
-    """Never write over or behind a file that no journal knows. An empty one can be lost by nobody."""
-    for path in (out, errors):
-        if os.path.exists(path) and os.path.getsize(path):
-            raise ConfigError(
-                f"exists and is not known to a journal ({journal_folder(out).name}); --fresh removes it", file=path
-            )
 
 
 def _locked(path: Path, out: str) -> int:
@@ -441,66 +343,6 @@ def _remove(out: str, errors: str, folder: Path) -> tuple[str, ...]:
             os.remove(path)
             removed.append(path)
     return tuple(removed)
-
-
-def _meta(out: str, errors: str, folder: Path, fingerprint: str, config_digest: str) -> dict[str, Any]:
-    """The journal's meta.json: read and compared, or made for a new job."""
-    path = folder / "meta.json"
-    errors_name = os.path.relpath(errors, os.path.dirname(out) or ".")
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        _refuse_foreign(out, errors)
-        meta = {
-            "format": _FORMAT,
-            "run": secrets.token_hex(4),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "input": fingerprint,
-            "config": config_digest,
-            "out": os.path.basename(out),
-            "errors": errors_name,
-        }
-        replace_file(path, orjson.dumps(meta, option=orjson.OPT_INDENT_2) + b"\n")
-        return meta
-    try:
-        meta = orjson.loads(text)
-        held = [meta[name] for name in ("format", "run", "input", "config", "errors")]
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError("is damaged; start over with --fresh", file=str(path)) from None
-    now = [_FORMAT, meta["run"], fingerprint, config_digest, errors_name]
-    names = ("format", "run", "input", "config", "errors file")
-    for name, was, this in zip(names, held, now, strict=True):
-        if was != this:
-            raise ConfigError(
-                f"the journal is of a job with another {name}: it was {was}, now it is {this}; "
-                "give the old one to resume, another -o, or --fresh to remove the old results and start over",
-                file=out,
-            )
-    return dict(meta)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """The whole file or the old one, whatever happens in between, and on disk when this returns."""
-    draft = path.with_suffix(".tmp")
-    try:
-        with open(draft, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-        sync_folder(path.parent)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def sync_folder(folder: Path | str) -> None:
-    """Bring a folder's entries to disk: a file that is on disk under no name is lost all the same."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _tail_sum(path: str, length: int) -> int:

@@ -683,7 +683,8 @@ def _rows_in(files: Iterable[str]) -> int | None:
     try:
         for name in files:
             with open(name, "rb") as file:
-                if file.read(4).startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")) or name.endswith((".gz", ".zst")):
+                packed = name.endswith((".gz", ".zst", ".parquet"))
+                if packed or file.read(4).startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
                     return None
                 file.seek(0)
                 count += sum(not line.isspace() for line in file)

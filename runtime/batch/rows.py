@@ -48,22 +48,31 @@ class Encoder:
 
     def encode(self, row: Row) -> Request:
         """The request of a row. Raises RowError."""
-        rendered = self._rendered(row)
-        source, terms = row.body, self._terms
-        if rendered is not None:
-            source = rendered.body
-            terms = Terms(
-                min_quality=max(terms.min_quality, rendered.min_quality),
-                prompt=rendered.ref,
-                schema=terms.schema or rendered.schema,
-                retries=rendered.retries,
-                escalate=rendered.escalate,
-            )
+        source, terms = self._said(row)
         try:
             return self._bodies.request(row.custom_id, row.path, source, terms)
         except InputError as error:
-            field = error.field if error.field in ("body", "url") else f"body.{error.field}"
-            raise _refuse(row, error.code, field, error.message) from None
+            raise _refused(row, error) from None
+
+    def key(self, row: Row) -> bytes:
+        """The digest that `encode` gives the row's request. Raises RowError."""
+        source, terms = self._said(row)
+        try:
+            return self._bodies.digest(row.path, source, terms)
+        except InputError as error:
+            raise _refused(row, error) from None
+
+    def _said(self, row: Row) -> tuple[dict[str, Any], Terms]:
+        rendered, terms = self._rendered(row), self._terms
+        if rendered is None:
+            return row.body, terms
+        return rendered.body, Terms(
+            min_quality=max(terms.min_quality, rendered.min_quality),
+            prompt=rendered.ref,
+            schema=terms.schema or rendered.schema,
+            retries=rendered.retries,
+            escalate=rendered.escalate,
+        )
 
     def _rendered(self, row: Row) -> Rendered | None:
         if row.variables is None:
@@ -76,6 +85,11 @@ class Encoder:
             raise _refuse(row, error.code, error.field or "variables", error.message) from None
         except ConfigError as error:
             raise _refuse(row, "invalid_prompt", "variables", str(error)) from None
+
+
+def _refused(row: Row, error: InputError) -> RowError:
+    field = error.field if error.field in ("body", "url") else f"body.{error.field}"
+    return _refuse(row, error.code, field, error.message)
 
 
 def _refuse(row: Row, code: str, field: str, message: str) -> RowError:

@@ -11,9 +11,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from array import array
 from collections.abc import Callable, Coroutine
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -23,12 +22,10 @@ from actors.events import Tally as Facts
 from actors.lane import Lane
 from actors.messages import Attempt, Failure, Request, Result
 from actors.router.structured import Parsed, content_of, parse_reply
-from runtime.batch.ahead import ReadAhead
-from runtime.batch.digests import DigestTable, digest_of
-from runtime.batch.journal import Journal, OutputError, scan
-from runtime.batch.reader import InputSet, RawRow, Row, RowError, parse_row
+from runtime.batch.journal import Journal, OutputError
+from runtime.batch.reader import InputSet, RawRow, Row, RowError
+from runtime.batch.recall import Recall, RowEncoder
 from runtime.batch.recorder import Recorder
-from runtime.batch.sharing import Sharing
 from runtime.batch.tally import Tally
 from runtime.batch.writer import OutputWriter
 from runtime.prompts_job import JobPrompt
@@ -54,18 +51,6 @@ class Ending(NamedTuple):
     message: str
 
 
-class RowEncoder(Protocol):
-    """What a run needs of an encoder (runtime/batch/rows.py)."""
-
-    def encode(self, row: Row) -> Request:
-        """The request of a row. Raises RowError."""
-        ...
-
-    def first_tier(self, request: Request) -> str:
-        """Name of the tier that the request should have, were all tiers well."""
-        ...
-
-
 class BatchRun:
     """One run of one job. `run()` once."""
 
@@ -87,20 +72,21 @@ class BatchRun:
         prompt: JobPrompt | None = None,
         in_flight_bytes: int = IN_FLIGHT_BYTES,
         recorder: Recorder | None = None,
+        recall: Recall | None = None,
     ) -> None:
+        """`recall`: of these inputs, encoder and journal; it may have been started before."""
         self.tally = Tally()
         self.in_flight = 0
         """Rows read and not yet done, those that wait for an equal row included."""
-        self.skipped = 0
-        """Rows that were done by earlier runs."""
         self._inputs = inputs
+        self._recall = recall or Recall(inputs, encoder, journal, share=share, limit=limit)
         self._encoder = encoder
         self._journal = journal
         self._writer = writer
         self._make_lanes = make_lanes
         self._lanes: list[Lane[Request, Any]] = []
         self._window = window
-        self._sharing = Sharing() if share else None
+        self._sharing = self._recall.sharing
         self._in_flight_bytes = in_flight_bytes
         self._limit = limit
         self._wait_for_budget = wait_for_budget
@@ -109,7 +95,6 @@ class BatchRun:
         self._facts = facts
         self._prompt = prompt
         self._recorder = recorder
-        self._ids = DigestTable()
         self._keys: dict[int, bytes] = {}
         self._bytes = 0
         self._room = asyncio.Event()
@@ -118,6 +103,11 @@ class BatchRun:
         self._ending = Ending("", "")
         self._feeding: asyncio.Future[None] | None = None
         self._flush_due = False
+
+    @property
+    def skipped(self) -> int:
+        """Rows that were done by earlier runs."""
+        return self._recall.skipped
 
     # ------------------------------------------------------------------ the run
 
@@ -160,8 +150,7 @@ class BatchRun:
             task.result()
 
     async def _feed(self) -> None:
-        offsets = self._earlier_offsets()
-        ahead = ReadAhead(self._inputs.chunks())
+        ahead = self._recall.start()
         try:
             async for chunk in ahead:
                 for start in range(0, len(chunk), PIECE_ROWS):
@@ -171,12 +160,14 @@ class BatchRun:
                         piece = [raw for raw in piece if raw.number < (self._limit or 0)]
                     if self._flush_due:
                         self._flush()  # so that a row equal to one that has just ended finds its line
-                    ready = [pair for raw in piece if (pair := self._prepare(raw, offsets)) is not None]
+                    ready = [pair for raw in piece if (pair := self._prepare(raw)) is not None]
                     await self._hand_out(ready)
                     if last:
                         return
         except InputError as error:
             self._stop("input", str(error))
+            if self._inputs.damage is not None:
+                self._journal.damaged(*self._inputs.damage)
         finally:
             ahead.close()
 
@@ -189,62 +180,27 @@ class BatchRun:
                 async with asyncio.timeout(LAST_ROWS_S):
                     await self._idle.wait()
 
-    def _earlier_offsets(self) -> "array[int] | None":
-        """Where the lines of earlier runs lie, by row number, so that later equal rows share them too."""
-        if self._sharing is None or not self._journal.succeeded:
-            return None
-        offsets = array("q", b"")
-        for number, offset, _ in scan(self._journal.out, self._journal.run):
-            if number >= len(offsets):
-                offsets.extend([-1] * (number + 1 - len(offsets)))
-            offsets[number] = offset
-        return offsets
-
     # ------------------------------------------------------------------ a row, from its line to its request
 
-    def _prepare(self, raw: RawRow, offsets: "array[int] | None") -> tuple[Row, Request] | None:
+    def _prepare(self, raw: RawRow) -> tuple[Row, Request] | None:
         """The row and its request; None when there is nothing to send: it is done, refused, or shares a call."""
-        row = parse_row(raw)
-        earlier = raw.number in self._journal.done
-        if earlier:
-            self.skipped += 1
-        if isinstance(row, RowError):
-            if not earlier:
-                self._refuse(row)
+        read = self._recall.row(raw)
+        if isinstance(read, RowError):
+            self._refuse(read)
             return None
-        first = self._ids.setdefault(digest_of(row.custom_id), row.number)
-        try:
-            if first != row.number:
-                message = (
-                    f"expected a custom_id of its own; {row.custom_id[:80]!r} is that of row {first + 1} of the input"
-                )
-                raise RowError(
-                    row.number, "duplicate_custom_id", message, row.file, row.line, "custom_id", row.custom_id
-                )
-            if earlier and (offsets is None or row.number >= len(offsets) or offsets[row.number] < 0):
-                return None
-            request = self._encoder.encode(row)
-        except RowError as error:
-            if not earlier:
-                self._refuse(error)
+        if read is None:
             return None
+        row, request = read
         row = row._replace(body={}, variables=None)  # the request carries it from here on
         if self._sharing is not None:
-            if earlier:
-                assert offsets is not None
-                self._sharing.remember(request.digest, offsets[row.number])
-                return None
             offset = self._sharing.offset(request.digest)
             if offset is not None and self._share_from_file(row, request, offset):
                 return None
-            self._took(request)
+        self._took(request)
+        if self._sharing is not None:
             if self._sharing.follow(row, request):
                 return None
             self._keys[row.number] = request.digest
-        elif earlier:
-            return None
-        else:
-            self._took(request)
         return row, request
 
     def _took(self, request: Request) -> None:

@@ -45,5 +45,5 @@ class Sharing:
 
     def remember(self, key: bytes, offset: int) -> None:
         """The answer for `key` stands in OUT at `offset`."""
-        if key and key[:16] not in self._done:
-            self._done.put(key[:16], offset)
+        if key:
+            self._done.setdefault(key[:16], offset)

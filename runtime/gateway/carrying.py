@@ -282,6 +282,9 @@ class _RowReader:
             return request._replace(interactive=False, job=self._job)
         raise RowError(row.number, code, message, row.file, row.line, field, row.custom_id)
 
+    def key(self, row: Row) -> bytes:
+        return self.encode(row).digest
+
     def first_tier(self, request: Request) -> str:
         """Of no use here: nobody reads a gateway's tally of fallbacks."""
         return ""

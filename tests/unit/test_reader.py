@@ -6,6 +6,7 @@ import pickle
 import random
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.errors import ConfigError, InputError
-from runtime.batch import reader
+from runtime.batch import decode
 from runtime.batch.reader import PATHS, InputSet, RawRow, Row, RowError, open_input, parse_row
 
 
@@ -105,7 +106,7 @@ def test_block_borders_change_nothing(lines: list[bytes], block: int, limit: int
     """Wherever the blocks of a file end, the lines, and which of them are too long, are the same."""
     data = b"\n".join(lines)
     blocks = iter([data[at : at + block] for at in range(0, len(data), block)])
-    got = [line for ended in reader._lines(blocks, limit) for line in ended]
+    got = [line for ended in decode.lines(blocks, limit) for line in ended]
     expected = data.split(b"\n")
     if not expected[-1]:
         expected.pop()
@@ -142,8 +143,8 @@ def test_reads_compressed_files(tmp_path: Path, name: str, pack: Any) -> None:
 def test_a_compression_bomb_is_read_in_pieces(tmp_path: Path, pack: Any) -> None:
     """A small file that unpacks to 100 MB of one line is one oversized row, and never lies in memory as a whole."""
     path = write(tmp_path / "in.jsonl", pack(b"x" * 100_000_000))
-    source = open_input(path)
-    assert max(len(block) for block in source._decoded(source._sources[0])) < 17 << 20
+    with open(path, "rb") as file:
+        assert max(len(block) for block in decode.text(iter(partial(file.read, 1 << 18), b""), path)) < 17 << 20
     assert [row.oversized for row in rows_of(open_input(path))] == [True]
 
 
@@ -172,6 +173,13 @@ def test_a_damaged_file_is_named(tmp_path: Path, suffix: str, pack: Any) -> None
         assert f"in.jsonl{suffix}:{len(got) + 1}: cannot be read from here on: " in str(error)
         assert "\n" not in str(error)
     assert got == text.splitlines()
+
+
+def test_a_file_is_what_its_path_says_whatever_it_is_called(tmp_path: Path) -> None:
+    """Of an upload the name is a stranger's word: it stands in messages and decides nothing."""
+    path = write(tmp_path / "in.jsonl", b'{"a":1}')
+    for name in ("x.parquet", "x.gz"):
+        assert data_of(open_input(path, name=name)) == [b'{"a":1}']
 
 
 def test_a_folder_is_its_jsonl_files_by_name(tmp_path: Path) -> None:
@@ -250,7 +258,7 @@ def test_missing_input_is_one_clear_line(tmp_path: Path) -> None:
     for spec, message in (
         (f"{tmp_path}/no.jsonl", "no.jsonl: cannot read the input: No such file or directory"),
         (f"{tmp_path}/*.jsonl", "*.jsonl: no file matches"),
-        (f"{tmp_path}/empty", "empty: the folder holds no *.jsonl, *.jsonl.gz or *.jsonl.zst"),
+        (f"{tmp_path}/empty", "empty: the folder holds no *.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet"),
     ):
         with pytest.raises(ConfigError) as caught:
             open_input(spec)
