@@ -26,7 +26,7 @@ from actors.events import Tally as Facts
 from actors.lane import calm_gc
 from actors.observer.reporter import Reporter
 from actors.observer.scene import Taken
-from runtime import log
+from runtime import log, preflight
 from runtime.batch.estimate import estimate, print_estimate
 from runtime.batch.journal import Journal
 from runtime.batch.progress import Progress
@@ -91,10 +91,13 @@ class BatchOptions:
 
 def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> int:
     """Run one job; the exit code. Raises ConfigError for what is wrong before any call, RaycadeError for the rest."""
-    config = load_config(options.config, environ, check_keys=not options.dry_run)
+    joins = preflight.joins(options.address, environ)
+    config = load_config(options.config, environ, check_keys=not options.dry_run and not joins)
     prices = resolve_prices(config)
     logged = log.configure(environ, key_values(config, environ))
     errors = options.errors or _errors_name(options.output)
+    written = () if options.dry_run else (("-o", options.output), ("--errors", errors), ("--report", options.report))
+    preflight.check_submitted(config, environ, options.input, written, os.getcwd())
     inputs = open_input(options.input, exclude=(options.output, errors))
     if inputs.size_bytes == 0:
         raise ConfigError("the input is empty", file=options.input)
@@ -136,7 +139,8 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
     fingerprint = inputs.fingerprint()
     identity = f"{digest(config)[:16]}-{prompt.identity if prompt else ''}-{_schema_digest(schema)}-{quality}"
     # The ledger first: a job that is refused must not have removed anything for --fresh.
-    _check_ledger(config, options.address or environ.get("RAY_ADDRESS"))
+    if not joins:  # on another machine's Ray the store is that machine's matter, and is found out there
+        open_store(config.ledger_place).close()
     files = (options.output, errors)
     attach = None if prompt is None else lambda folder: prompt.attach(folder, files, options.redo)
     with Journal.open(*files, fingerprint, identity, options.fresh, attach) as journal:
@@ -177,7 +181,9 @@ async def _run(
         print("starting Ray and the actors ...", file=sys.stderr)
     started = time.monotonic()
     stack = contextlib.ExitStack()
-    cluster = await Cluster.start(config, prices, options.address)
+    limits = (options.max_usd, options.max_tokens)
+    check = partial(preflight.check_ledger, config, limits, os.getcwd())
+    cluster = await Cluster.start(config, prices, options.address, check=check)
     try:
         await cluster.open_job(journal.run, options.max_tokens, options.max_usd)
         entry = Entry(cluster.name, journal.run, os.getpid(), os.path.abspath(options.output), time.time())
@@ -324,15 +330,6 @@ class LedgerWatch:
                 if anomaly not in self._told:
                     self._told.add(anomaly)
                     self._tell(in_words(anomaly), "spend_anomaly", "warning", scope=anomaly.scope)
-
-
-def _check_ledger(config: Config, address: str | None) -> None:
-    """Open the ledger's store once, so that what is wrong with it is told before Ray starts.
-
-    On another machine's Ray the store is that machine's matter, and is found out there.
-    """
-    if address in (None, "", "local"):
-        open_store(config.ledger_place).close()
 
 
 def _exit_code(ending: Ending, journal: Journal) -> int:
