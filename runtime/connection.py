@@ -25,6 +25,10 @@ OBJECT_STORE_BYTES = 200 * 1024 * 1024
 EMBEDDED = {"RAY_task_events_report_interval_ms": "0", "RAY_event_stats": "0"}
 """An embedded Ray has no dashboard, so nobody reads its record of every actor call, which costs a tenth of the CPU."""
 
+_TOKEN = (
+    "one that asks for a token needs RAY_AUTH_MODE=token, and its token in ~/.ray/auth_token or in the file that "
+    "RAY_AUTH_TOKEN_PATH names"
+)
 _thread = ThreadPoolExecutor(1, "raycade-ray")
 _started = False
 """Whether the Ray that we are connected to is our own."""
@@ -80,7 +84,9 @@ def _connect(place: Place) -> None:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # Ray raises a dozen kinds here, from ConnectionError to its own
         reason = first_line(error)
-        raise ClusterError(f"cannot {'start' if address == 'local' else 'reach'} Ray: {reason}") from None
+        if address == "local":
+            raise ClusterError(f"cannot start Ray: {reason}") from None
+        raise ClusterError(f"cannot reach Ray: {reason}; {_TOKEN}") from None
     _users, _started = 1, address == "local"
 
 

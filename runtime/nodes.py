@@ -8,15 +8,18 @@ may be restarted on any node, so one that lacks something is told of before it l
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.errors import ClusterError, ConfigError, RaycadeError
+from actors.errors import ClusterError, ConfigError
 from actors.keys import FILE
 from runtime.config import Config
 from runtime.connection import first_line
@@ -53,13 +56,9 @@ def _looker() -> Callable[..., dict[str, Any]]:
     """What looks. A function within a function is pickled by value; one of this module would have to be there already."""
 
     def look(marks: dict[str, str], needed: tuple[str, ...], variables: tuple[str, ...], file: str) -> dict[str, Any]:
-        import importlib.util
-        import os
-        from pathlib import Path
-
         folders, strange, digest = {}, [], hashlib.sha256()
         for package, mark in marks.items():
-            spec = importlib.util.find_spec(package)
+            spec = find_spec(package)
             places = list(spec.submodule_search_locations or ()) if spec is not None else []
             folders[package] = places[0] if places else (spec.origin or "") if spec is not None else ""
             if spec is not None and not (Path(folders[package]) / mark).is_file():
@@ -77,7 +76,7 @@ def _looker() -> Callable[..., dict[str, Any]]:
             "folders": folders,
             "strange": tuple(strange),
             "digest": digest.hexdigest() if not strange and all(folders.values()) else "",
-            "lacking": tuple(name for name in needed if importlib.util.find_spec(name) is None),
+            "lacking": tuple(name for name in needed if find_spec(name) is None),
             "keyless": tuple(keyless),
         }
 
@@ -95,15 +94,14 @@ def code_digest() -> str:
     return here().digest
 
 
-def complaint(found: Sequence[Found], ours: Found) -> RaycadeError | None:
-    """What is wrong with the nodes, in one line; None: nothing. Pure."""
+def complaint(found: Sequence[Found], ours: Found) -> str:
+    """What is wrong with the nodes, in one line, or nothing. Pure."""
     wrongs = [_wrong(one, ours) for one in found]
     for one, wrong in zip(found, wrongs, strict=True):
         if wrong:
             more = f" and {wrongs.count(wrong) - 1} more" if wrongs.count(wrong) > 1 else ""
-            kind = ConfigError if wrong == _keyless(one) else ClusterError
-            return kind(f"on the node {one.node}{more} {wrong}")
-    return None
+            return f"on the node {one.node}{more} {wrong}"
+    return ""
 
 
 def _wrong(one: Found, ours: Found) -> str:
@@ -126,28 +124,24 @@ def _wrong(one: Found, ours: Found) -> str:
         )
     if one.lacking:
         return f"packages that raycade needs are not installed: {', '.join(one.lacking)}"
-    return _keyless(one)
-
-
-def _keyless(one: Found) -> str:
-    if not one.keyless:
-        return ""
-    name = one.keyless[0]
-    return (
-        f"there is no key in {name}, where the tiers' actors would look, nor a file that {name}{FILE} names: set one of them "
-        f"where Ray is started on every node, or {name}{FILE} in the job's runtime_env"
-    )
+    if one.keyless:
+        name = one.keyless[0]
+        return (
+            f"there is no key in {name}, where the tiers' actors look for it, nor in a file that {name}{FILE} names: set "
+            f"one of them where Ray is started on every node, or {name}{FILE} in the job's runtime_env"
+        )
+    return ""
 
 
 async def survey(config: Config) -> None:
-    """Ask every node of the Ray that we are connected to. Raises ConfigError for a key, ClusterError for the rest."""
+    """Ask every node of the Ray that we are connected to. Raises ConfigError for what is wrong there."""
     variables = tuple(dict.fromkeys(tier.api_key_env for tier in config.tiers if tier.api_key_env))
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    task = ray.remote(_looker()).options(num_cpus=0, max_retries=0, name="raycade preflight")
+    look = ray.remote(num_cpus=0, max_retries=0)(_looker())
 
     async def ask(node: str) -> Found:
-        pinned = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        return Found(node=nodes[node], **await pinned.remote(MARKS, NEEDED, variables, FILE))
+        there = look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        return Found(node=nodes[node], **await there.remote(MARKS, NEEDED, variables, FILE))
 
     try:
         async with asyncio.timeout(SURVEY_S):
@@ -156,5 +150,5 @@ async def survey(config: Config) -> None:
         raise ClusterError(f"the nodes of the cluster did not start a short task within {SURVEY_S:g} s") from None
     except RayError as error:
         raise ClusterError(f"a node of the cluster cannot run a short task: {first_line(error)}") from None
-    if (wrong := complaint(found, here())) is not None:
-        raise wrong
+    if wrong := complaint(found, here()):
+        raise ConfigError(wrong)

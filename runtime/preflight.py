@@ -17,10 +17,15 @@ from actors.keys import FILE
 from actors.settings import Limits
 from runtime.config import Config
 
-__all__ = ["check_exposed", "check_ledger", "check_submitted", "joins"]
+__all__ = ["check_exposed", "check_ledger", "check_submitted", "grace_s", "joins"]
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells the command of a submitted job what was submitted with it."""
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+STOP_WAIT_S = 3.0
+"""What Ray leaves a job that is stopped before it kills it, where the variable does not say otherwise."""
+CLOSING_S = 2.0
+"""Of that for letting go of the cluster, and telling how far the job came."""
 SHORTEST_KEY = 8
 """Less is a word like `none`, given where no key is needed."""
 _COPY = re.compile(r"(.*/runtime_resources/working_dir_files/[^/]+)(?:/|$)")
@@ -28,8 +33,29 @@ _COPY = re.compile(r"(.*/runtime_resources/working_dir_files/[^/]+)(?:/|$)")
 
 
 def joins(address: str | None, environ: Mapping[str, str]) -> bool:
-    """Whether a Ray that others have started is asked for; its nodes' environments are not this process's."""
-    return (address or environ.get("RAY_ADDRESS")) not in (None, "", "local")
+    """Whether a Ray that others have started is asked for: its nodes' environments are not this process's.
+
+    Raises ConfigError for the address of its dashboard.
+    """
+    place = address or environ.get("RAY_ADDRESS", "")
+    if place.startswith(("http://", "https://")):
+        raise ConfigError(
+            "this is a dashboard, as `ray job submit` takes it (and RAY_API_SERVER_ADDRESS); expected HOST:PORT of the "
+            "cluster, 6379 by default, or nothing for a Ray of its own",
+            key="--address" if address else "RAY_ADDRESS",
+        )
+    return place not in ("", "local")
+
+
+def grace_s(environ: Mapping[str, str]) -> float | None:
+    """How long rows in flight may take after SIGTERM; None: as long as they need, since nobody kills this process."""
+    if JOB not in environ:
+        return None
+    try:
+        wait_s = float(environ.get(STOP_WAIT, STOP_WAIT_S))
+    except ValueError:
+        wait_s = STOP_WAIT_S
+    return max(0.0, wait_s - CLOSING_S)
 
 
 def copy_of(path: str, folder: str) -> str | None:

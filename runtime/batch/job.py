@@ -233,7 +233,7 @@ async def _run(
             shown.append(asyncio.create_task(reporter.run()))
         calm_gc()
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, run.interrupt)
+            asyncio.get_running_loop().add_signal_handler(number, _interrupt, run, number)
         try:
             ending = await run.run()
         finally:
@@ -257,6 +257,13 @@ async def _run(
         job = Job(told, journal.run, config, recorder, *counted, before, began, total)
         _write_report(options.report, job)
     return _exit_code(ending, journal)
+
+
+def _interrupt(run: BatchRun, number: int) -> None:
+    run.interrupt()
+    grace_s = preflight.grace_s(os.environ) if number == signal.SIGTERM else None
+    if grace_s is not None:  # `ray job stop` kills what is left after it: end before that, and say how far it came
+        asyncio.get_running_loop().call_later(grace_s, run.interrupt)
 
 
 def _write_report(path: str, job: Job) -> None:
