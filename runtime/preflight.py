@@ -70,12 +70,12 @@ def check_submitted(
     """All that can be told of a batch. `written`: pairs of option and path. Raises ConfigError."""
     check_exposed(config, environ)
     check_input(input, folder)
-    check_outputs(written, folder)
+    check_outputs(written, config.state_dir, folder)
 
 
 def check_input(spec: str, folder: str) -> None:
     """Raises ConfigError for an input that is not in the copy of the working directory."""
-    if spec == "-" or copy_of(spec, folder) is None:
+    if spec == "-" or _is_url(spec) or copy_of(spec, folder) is None:
         return
     if not os.path.lexists(os.path.join(folder, spec)) and not glob.glob(spec, recursive=True, root_dir=folder):
         raise ConfigError(
@@ -86,9 +86,11 @@ def check_input(spec: str, folder: str) -> None:
         )
 
 
-def check_outputs(outputs: Iterable[tuple[str, str | None]], folder: str) -> None:
+def check_outputs(outputs: Iterable[tuple[str, str | None]], state_dir: str, folder: str) -> None:
     """Pairs of option and path. Raises ConfigError for what would be written into the copy."""
     for option, path in outputs:
+        if path is not None and _is_url(path):
+            option, path = "state_dir", state_dir  # where the journal of such an output is
         if path is not None and copy_of(path, folder) is not None:
             raise ConfigError(
                 "would be written into this job's copy of the working directory, which Ray removes after the job, and "
@@ -122,6 +124,10 @@ def check_exposed(config: Config, environ: Mapping[str, str]) -> None:
                 f"file in {name}{FILE} instead, or have {name} in the environment of the nodes; and change the key",
                 key=f"tiers[{index}].api_key_env",
             )
+
+
+def _is_url(path: str) -> bool:
+    return "://" in path
 
 
 def _limits(config: Config) -> Iterable[Limits]:

@@ -72,6 +72,13 @@ class TestFiles:
         assert said.startswith(f"{output}: -o: would be written into this job's copy of the working directory")
         assert "absolute path" in said
 
+    def test_objects_in_a_store_are_in_no_copy(self, copy: Path) -> None:
+        """But the journal of an output there is in state_dir, and that may be."""
+        assert refused(copy, input="s3://bucket/in.jsonl") == ""
+        assert refused(copy, output="s3://bucket/out/").startswith(
+            ".raycade: state_dir: would be written into this job's"
+        )
+
     def test_budgets_may_not_begin_anew_with_every_job(self, copy: Path, tmp_path: Path) -> None:
         """A relative state_dir is in the copy: refused as soon as there is a limit that lasts."""
         inside = str(copy)
