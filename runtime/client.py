@@ -39,6 +39,7 @@ from runtime.client_values import CHAT, TYPES, Ask, Outcome, body_of, failed, pa
 from runtime.config import Config, load_config, resolve_prices
 from runtime.encode import BodyEncoder, Terms, filled, rank_of
 from runtime.gateway.prompts import Prompts
+from runtime.preflight import joins
 from runtime.prompts import Rendered
 from runtime.routers import CLOSED, GAP_S, REDO_LIMIT, budget_pause_s, how, least_loaded, weight
 from runtime.schemas import schema_of
@@ -80,7 +81,7 @@ class Client:
             file = None if config is None else os.fspath(config)
             self.config = load_config(file, os.environ, check_keys=False)
             # A runtime that is up has the keys, and a program that uses it needs none.
-            self._check = partial(load_config, file, os.environ)
+            self._check = partial(load_config, file, os.environ, check_keys=not joins(address, os.environ))
         self._address = address
         given = job or max_usd is not None or max_tokens is not None
         self._limits = (max_tokens, max_usd) if given else None

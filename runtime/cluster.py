@@ -32,10 +32,11 @@ from actors.router.failures import FailureLog
 from actors.router.flow import Router
 from actors.settings import Price, ScopeSettings
 from runtime.config import Config, served_name
-from runtime.connection import NAMESPACE, Place, connect, disconnect, first_line, place_of
+from runtime.connection import NAMESPACE, Place, connect, disconnect, first_line, place_of, started_here
+from runtime.nodes import code_digest, survey
 from runtime.routers import GAP_S
 from runtime.running import sums_file
-from runtime.wiring import ACTOR, Watching, cancel, code_digest, find, make_router, plain, watching
+from runtime.wiring import ACTOR, Watching, cancel, find, make_router, plain, watching
 
 __all__ = ["Cluster", "Watching"]
 
@@ -168,6 +169,8 @@ class Cluster:
     async def _make_actors(
         self, prices: dict[str, Price], routers: int | None, max_gap_s: float, **options: object
     ) -> None:
+        if not started_here():  # there its processes have the environment and the code of this one
+            await survey(self._config)
         for part in self._parts(prices, routers, max_gap_s):
             self._make(part, **options)
         await self._open_routers()

@@ -8,6 +8,7 @@ never read into the Config: it holds the NAME of a variable, and the tier actor 
 Paths (`state_dir`, `prompts.dir`, `gateway.keys_file`) are relative to the folder the program runs in.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from urllib.parse import parse_qsl
 from pydantic import Field
 
 from actors.errors import ConfigError
+from actors.keys import FILE, find_key
 from actors.settings import (
     QUALITIES,
     BudgetSettings,
@@ -196,7 +198,10 @@ def digest(config: Config) -> str:
 
 def key_values(config: Config, environ: Mapping[str, str]) -> list[str]:
     """The values of all keys of endpoints: what nothing that is written may hold."""
-    values = (environ.get(tier.api_key_env, "") for tier in config.tiers if tier.api_key_env)
+    values = []
+    for name in filter(None, (tier.api_key_env for tier in config.tiers)):
+        with contextlib.suppress(ConfigError):  # where the actors run elsewhere, this process needs no key
+            values.append(find_key(name, environ))
     return [value for value in values if value]
 
 
@@ -361,14 +366,21 @@ def _missing_keys(config: Config, document: Document, environ: Mapping[str, str]
         if tier.api_key_env is None:
             continue
         path: Path = ("tiers", index, "api_key_env")
-        value = environ.get(tier.api_key_env, "")
+        try:
+            value = find_key(tier.api_key_env, environ)
+        except ConfigError as error:
+            yield document.error(error.message, path)
+            continue
         # A name in the usual form is shown; anything else might be a key that was put here by mistake.
         plain = _PLAIN_VARIABLE.fullmatch(tier.api_key_env) and ("_" in tier.api_key_env or len(tier.api_key_env) < 16)
         variable = f"environment variable {tier.api_key_env}" if plain else "environment variable it names"
         if not value:
-            hint = "" if plain else f"; {NO_KEYS_HERE}"
-            yield document.error(
-                f"the {variable} is {'empty' if tier.api_key_env in environ else 'not set'}{hint}", path
-            )
+            state = "empty" if tier.api_key_env in environ else "not set"
+            if not plain:
+                state += f"; {NO_KEYS_HERE}"
+            elif state == "not set":
+                state += f" (nor {tier.api_key_env}{FILE}, a file's path)"
+            yield document.error(f"the {variable} is {state}", path)
         elif not value.isascii() or not value.isprintable() or " " in value:
-            yield document.error(f"the {variable} holds blanks, line ends or other characters no key has", path)
+            where = variable if environ.get(tier.api_key_env) else f"file that {tier.api_key_env}{FILE} names"
+            yield document.error(f"the {where} holds blanks, line ends or other characters no key has", path)

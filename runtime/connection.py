@@ -17,7 +17,7 @@ from ray._private.authentication.authentication_token_setup import maybe_enable_
 from actors.errors import ClusterError
 from runtime.running import running_jobs
 
-__all__ = ["NAMESPACE", "Place", "connect", "disconnect", "first_line", "place_of"]
+__all__ = ["NAMESPACE", "Place", "connect", "disconnect", "first_line", "place_of", "started_here"]
 
 NAMESPACE = "raycade"
 OBJECT_STORE_BYTES = 200 * 1024 * 1024
@@ -25,7 +25,13 @@ OBJECT_STORE_BYTES = 200 * 1024 * 1024
 EMBEDDED = {"RAY_task_events_report_interval_ms": "0", "RAY_event_stats": "0"}
 """An embedded Ray has no dashboard, so nobody reads its record of every actor call, which costs a tenth of the CPU."""
 
+_TOKEN = (
+    "one that asks for a token needs RAY_AUTH_MODE=token, and its token in ~/.ray/auth_token or in the file that "
+    "RAY_AUTH_TOKEN_PATH names"
+)
 _thread = ThreadPoolExecutor(1, "raycade-ray")
+_started = False
+"""Whether the Ray that we are connected to is our own."""
 _users = 0
 """Of a Ray that the first of them has connected to; 0 also where the program itself has."""
 
@@ -46,6 +52,11 @@ def place_of(state_dir: str, address: str | None) -> Place:
     return up[0] if up else Place("local")
 
 
+def started_here() -> bool:
+    """Whether this process has started the Ray that it is connected to."""
+    return _started
+
+
 async def connect(place: Place) -> None:
     """Start or join Ray, unless this process is connected already. Raises ClusterError."""
     await asyncio.get_running_loop().run_in_executor(_thread, _connect, place)
@@ -57,7 +68,7 @@ async def disconnect() -> None:
 
 
 def _connect(place: Place) -> None:
-    global _users
+    global _users, _started
     address = place.address
     if ray.is_initialized():
         _users += _users > 0
@@ -73,15 +84,18 @@ def _connect(place: Place) -> None:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # Ray raises a dozen kinds here, from ConnectionError to its own
         reason = first_line(error)
-        raise ClusterError(f"cannot {'start' if address == 'local' else 'reach'} Ray: {reason}") from None
-    _users = 1
+        if address == "local":
+            raise ClusterError(f"cannot start Ray: {reason}") from None
+        raise ClusterError(f"cannot reach Ray: {reason}; {_TOKEN}") from None
+    _users, _started = 1, address == "local"
 
 
 def _disconnect() -> None:
-    global _users
+    global _users, _started
     if _users:
         _users -= 1
         if not _users:
+            _started = False
             ray.shutdown()
 
 

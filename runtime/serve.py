@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from actors.budget.store import open_store
 from actors.errors import ConfigError, RaycadeError
 from actors.settings import Price
-from runtime import log
+from runtime import log, preflight
 from runtime.batch.job import LedgerWatch
 from runtime.config import Config, key_values, load_config, resolve_prices
 from runtime.events import Event, Level, event_of
@@ -38,12 +38,13 @@ def run_gateway(
     config_file: str | None, host: str, port: int, address: str | None, environ: Mapping[str, str] = os.environ
 ) -> int:
     """Serve until SIGINT or SIGTERM; exit code. Raises ConfigError and ClusterError."""
-    config = load_config(config_file, environ)
+    joins = preflight.joins(address, environ)
+    config = load_config(config_file, environ, check_keys=not joins)
     prices = resolve_prices(config)
     log.configure(environ, key_values(config, environ))
     config = with_prompts(with_keys(config))
     _check_address(host, port, config)
-    if (address or environ.get("RAY_ADDRESS")) in (None, "", "local"):
+    if not joins:
         open_store(config.ledger_place).close()
     from runtime.gateway import deploy
 

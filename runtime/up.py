@@ -19,6 +19,7 @@ from pathlib import Path
 from actors.budget.store import open_store
 from actors.errors import ClusterError, ConfigError
 from actors.settings import Price
+from runtime import preflight
 from runtime.config import Config, load_config, resolve_prices
 from runtime.running import Entry, Running, running_jobs
 from runtime.serve import obey, watch, with_keys
@@ -36,10 +37,13 @@ def run_up(
     config_file: str | None, address: str | None, foreground: bool, environ: Mapping[str, str] = os.environ
 ) -> int:
     """Start the actors; exit code. Raises ConfigError and ClusterError."""
-    config = with_keys(load_config(config_file, environ))
+    joins = preflight.joins(address, environ)
+    config = with_keys(load_config(config_file, environ, check_keys=not joins))
     prices = resolve_prices(config)
     place = address or environ.get("RAY_ADDRESS") or "local"
-    if place != "local":
+    if joins:
+        preflight.check_exposed(config, environ)
+        preflight.check_ledger(config, (), os.getcwd())
         name = asyncio.run(_make(config, prices, place))
         print(f"{name} is up on the Ray at {place}; `raycade down --address {place}` ends it")
         return 0

@@ -3,10 +3,7 @@
 A router actor and a gateway's replica call these where they run, so that no handle has to travel.
 """
 
-import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from functools import cache
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import ray
@@ -25,8 +22,9 @@ from actors.router.flow import Peers, Router
 from actors.settings import Price
 from runtime.config import Config
 from runtime.connection import NAMESPACE, first_line
+from runtime.nodes import code_digest
 
-__all__ = ["ACTOR", "Watching", "cancel", "code_digest", "find", "make_router", "plain", "watching"]
+__all__ = ["ACTOR", "Watching", "cancel", "find", "make_router", "plain", "watching"]
 
 
 ACTOR: Mapping[str, object] = {
@@ -133,21 +131,6 @@ def watching(prefix: str) -> Watching:
 def cancel(stream: Any) -> None:
     """Stop what produces a stream."""
     ray.cancel(stream)
-
-
-def _sources() -> Iterable[Path]:
-    for package in (actors, runtime):
-        assert package.__file__ is not None
-        yield from sorted(Path(package.__file__).parent.rglob("*.py"))
-
-
-@cache
-def code_digest() -> str:
-    """What tells this code from another version of it; read once a process."""
-    digest = hashlib.sha256()
-    for path in _sources():
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _check_code(expected: str) -> None:

@@ -3,6 +3,7 @@
 import os
 
 from actors.errors import ConfigError
+from actors.keys import FILE, find_key
 from actors.settings import TierSettings
 from actors.tier.sdk import SdkTransport
 from actors.tier.transport import Endpoint, Secret, Transport
@@ -14,13 +15,14 @@ __all__ = ["make_transports"]
 def make_transports(settings: TierSettings) -> tuple[list[Transport], tuple[str, ...]]:
     """A transport for each of the tier's endpoints, and every secret they hold (to be taken out of whatever one says).
 
-    Raises ConfigError when the key's variable is not set in this process.
+    Raises ConfigError when the key is not to be found in this process.
     """
     key: Secret | None = None
     if settings.api_key_env is not None:
-        value = os.environ.get(settings.api_key_env, "")
+        value = find_key(settings.api_key_env, os.environ)
         if not value:
-            raise ConfigError(f"the environment variable {settings.api_key_env} is not set where the tier's actor runs")
+            name = settings.api_key_env
+            raise ConfigError(f"neither {name} nor {name}{FILE} is set in the environment where the tier's actor runs")
         key = Secret(value)
     endpoints = [Endpoint(url, key) for url in settings.base_url]
     kind = WireTransport if settings.transport == "wire" else SdkTransport

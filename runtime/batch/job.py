@@ -26,7 +26,7 @@ from actors.events import Tally as Facts
 from actors.lane import calm_gc
 from actors.observer.reporter import Reporter
 from actors.observer.scene import Taken
-from runtime import log
+from runtime import log, preflight
 from runtime.batch.estimate import estimate, print_estimate
 from runtime.batch.journal import Journal
 from runtime.batch.outputs import Output, errors_name, output_of
@@ -95,10 +95,15 @@ class BatchOptions:
 
 def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> int:
     """Run one job; the exit code. Raises ConfigError for what is wrong before any call, RaycadeError for the rest."""
-    config = load_config(options.config, environ, check_keys=not options.dry_run)
+    joins = preflight.joins(options.address, environ)
+    config = load_config(options.config, environ, check_keys=not options.dry_run and not joins)
     prices = resolve_prices(config)
     logged = log.configure(environ, key_values(config, environ))
     own_files = (options.output, options.errors or errors_name(options.output))
+    written = (
+        () if options.dry_run else (*zip(("-o", "--errors"), own_files, strict=True), ("--report", options.report))
+    )
+    preflight.check_submitted(config, environ, options.input, written, os.getcwd())
     inputs = open_input(options.input, exclude=own_files)
     if inputs.size_bytes == 0:
         raise ConfigError("the input is empty", file=options.input)
@@ -140,7 +145,8 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
     fingerprint = inputs.fingerprint()
     identity = f"{digest(config)[:16]}-{prompt.identity if prompt else ''}-{_schema_digest(schema)}-{quality}"
     # The ledger first: a job that is refused must not have removed anything for --fresh.
-    _check_ledger(config, options.address or environ.get("RAY_ADDRESS"))
+    if not joins:  # on another machine's Ray the store is that machine's matter, and is found out there
+        open_store(config.ledger_place).close()
     output = output_of(options.output, options.errors, config.state_dir, inputs.files)
     files = (output.log, output.errors)
     attach = None if prompt is None else lambda folder: prompt.attach(folder, files, options.redo)
@@ -192,7 +198,9 @@ async def _run(
     if already_done:
         recall.start()  # while Ray does
     stack = contextlib.ExitStack()
-    cluster = await Cluster.start(config, prices, options.address)
+    limits = (options.max_usd, options.max_tokens)
+    check = partial(preflight.check_ledger, config, limits, os.getcwd())
+    cluster = await Cluster.start(config, prices, options.address, check=check)
     try:
         await cluster.open_job(journal.run, options.max_tokens, options.max_usd)
         entry = Entry(cluster.name, journal.run, os.getpid(), _shown_path(options.output), time.time())
@@ -243,7 +251,7 @@ async def _run(
             shown.append(asyncio.create_task(reporter.run()))
         calm_gc()
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, run.interrupt)
+            asyncio.get_running_loop().add_signal_handler(number, _interrupt, run, number)
         try:
             ending = await run.run()
         finally:
@@ -271,6 +279,13 @@ async def _run(
 
 def _shown_path(spec: str) -> str:
     return spec if is_url(spec) else os.path.abspath(spec)
+
+
+def _interrupt(run: BatchRun, number: int) -> None:
+    run.interrupt()
+    grace_s = preflight.grace_s(os.environ) if number == signal.SIGTERM else None
+    if grace_s is not None:  # `ray job stop` kills what is left after it: end before that, and say how far it came
+        asyncio.get_running_loop().call_later(grace_s, run.interrupt)
 
 
 def _write_report(path: str, job: Job) -> None:
@@ -344,15 +359,6 @@ class LedgerWatch:
                 if anomaly not in self._told:
                     self._told.add(anomaly)
                     self._tell(in_words(anomaly), "spend_anomaly", "warning", scope=anomaly.scope)
-
-
-def _check_ledger(config: Config, address: str | None) -> None:
-    """Open the ledger's store once, so that what is wrong with it is told before Ray starts.
-
-    On another machine's Ray the store is that machine's matter, and is found out there.
-    """
-    if address in (None, "", "local"):
-        open_store(config.ledger_place).close()
 
 
 def _exit_code(ending: Ending, journal: Journal) -> int:

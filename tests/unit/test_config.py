@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from actors.errors import ConfigError
 from actors.settings import Price
-from runtime.config import Config, digest, load_config, resolve_prices
+from runtime.config import Config, digest, key_values, load_config, resolve_prices
 from runtime.yaml_lines import Document, looks_secret, parse, shown_path
 
 INTERFACE = """\
@@ -312,8 +312,28 @@ class TestKeys:
     def test_a_missing_variable_is_named_with_its_line(self, refused) -> None:
         """Not set and empty are told apart, since an empty one usually means a broken secret mount."""
         text = TIER + "    api_key_env: MY_API_KEY\n"
-        assert refused(text) == ["raycade.yaml:5: tiers[0].api_key_env: the environment variable MY_API_KEY is not set"]
+        assert refused(text) == [
+            "raycade.yaml:5: tiers[0].api_key_env: the environment variable MY_API_KEY is not set "
+            "(nor MY_API_KEY_FILE, a file's path)"
+        ]
         assert refused(text, {"MY_API_KEY": ""})[0].endswith("MY_API_KEY is empty")
+
+    def test_a_key_may_stand_in_a_file_that_a_variable_names(self, load, refused, tmp_path: Path) -> None:
+        """A path may be shown where a variable may not; neither the key nor what was put for a path is told."""
+        text = TIER + "    api_key_env: MY_API_KEY\n"
+        (tmp_path / "key").write_text(f"{CANARY}\n")
+        environ = {"MY_API_KEY_FILE": str(tmp_path / "key")}
+        assert key_values(load(text, environ), environ) == [CANARY]
+        assert key_values(load(text, environ), environ | {"MY_API_KEY": "another"}) == ["another"]
+        [line] = refused(text, {"MY_API_KEY_FILE": CANARY})
+        assert line.endswith("the file that MY_API_KEY_FILE names cannot be read: No such file or directory")
+        (tmp_path / "key").write_text(f"{CANARY} {CANARY}")
+        [line] = refused(text, environ)
+        assert line.endswith(
+            "the file that MY_API_KEY_FILE names holds blanks, line ends or other characters no key has"
+        )
+        (tmp_path / "key").write_text(" ")
+        assert refused(text, environ)[0].endswith("the file that MY_API_KEY_FILE names is empty")
 
     def test_a_value_with_blanks_is_refused_without_showing_it(self, refused) -> None:
         """A trailing newline in a key would break the header, or worse."""
