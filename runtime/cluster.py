@@ -37,7 +37,7 @@ from runtime.routers import GAP_S
 from runtime.running import sums_file
 from runtime.wiring import ACTOR, Watching, cancel, code_digest, find, make_router, plain, watching
 
-__all__ = ["Cluster", "Watching"]
+__all__ = ["Cluster", "Watching", "is_up"]
 
 READY_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 8.0
@@ -82,6 +82,7 @@ class Cluster:
         kind: str = "job",
         max_gap_s: float = MAX_GAP_S,
         check: Callable[[], object] = lambda: None,
+        home: str = "",
     ) -> "Cluster":
         """Start or join Ray; use the actors that are up there, or make some. Raises ClusterError.
 
@@ -90,13 +91,14 @@ class Cluster:
         or was submitted to, else the one where `raycade up` runs with this state_dir, else one of its own.
         `max_gap_s`: of the routers' lanes, where they are made here; small where somebody waits for every word.
         `check`: called before actors are made; raises for what only they need, such as keys.
+        `home`: the name of a set that somebody keeps (runtime/keeper.py), and that is used.
         """
         await connect(place_of(config.state_dir, address))
         cluster = cls(config, f"{kind}-{uuid4().hex[:8]}")
         try:
-            cluster.stays = await asyncio.to_thread(_is_up, config)
+            cluster.stays = bool(home) or await asyncio.to_thread(is_up, config)
             if cluster.stays:
-                cluster.home = up_name(config)
+                cluster.home = home or up_name(config)
                 await cluster._find_actors(prices, routers)
             else:
                 check()
@@ -113,13 +115,25 @@ class Cluster:
         await connect(Place(address))
         cluster = cls(config, up_name(config))
         try:
-            if await asyncio.to_thread(_is_up, config):
+            if await asyncio.to_thread(is_up, config):
                 raise ClusterError("it is up already, with this configuration")
             await cluster._make_actors(prices, None, GAP_S, lifetime="detached")
         except BaseException:
             await cluster.close()
             raise
         cluster.stays = True
+        return cluster
+
+    @classmethod
+    async def kept(cls, config: Config, prices: dict[str, Price], home: str) -> "Cluster":
+        """Make a set of actors of that name, or what is missing of it; `close()` ends it. Raises ClusterError."""
+        await connect(place_of(config.state_dir, None))
+        cluster = cls(config, home)
+        try:
+            await cluster._make_actors(prices, None, GAP_S, lifetime="detached", get_if_exists=True)
+        except BaseException:
+            await cluster.close()
+            raise
         return cluster
 
     @classmethod
@@ -327,8 +341,8 @@ def _all_up(config: Config) -> dict[str, list[str]]:
     return found
 
 
-def _is_up(config: Config) -> bool:
-    """Raises ClusterError when one of the same ledger is up that is another."""
+def is_up(config: Config) -> bool:
+    """Whether there is a set that stays, on the Ray of this process. Raises ClusterError when it is another of the same ledger."""
     name, others = up_name(config), _all_up(config)
     if name in others or not others:
         return name in others
