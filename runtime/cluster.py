@@ -11,7 +11,7 @@ name tells its configuration and its code, so that whoever has the same finds it
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -43,6 +43,8 @@ READY_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 8.0
 ASK_AGAIN_S = 0.25
 UP = "up"
+SPREAD: Mapping[str, object] = {"scheduling_strategy": "SPREAD"}
+"""Over the nodes there are; one whose node has gone is started again on another."""
 
 
 class _Part(NamedTuple):
@@ -52,7 +54,8 @@ class _Part(NamedTuple):
     """Such as `router/0` or `tier/premium/1`."""
     kind: type
     arguments: tuple[object, ...]
-    placed: dict[str, object] | None = None
+    placed: Mapping[str, object]
+    """Ray's options that say on which node."""
 
 
 class Cluster:
@@ -162,22 +165,23 @@ class Cluster:
         # Imported here, since a router's process imports this module too and has no use for the openai package.
         from actors.tier.actor import TierActor
 
+        here = ray.get_runtime_context().get_node_id()
         if config.telemetry.metrics_port is not None:
             from actors.observer.actor import ObserverActor
 
-            # Where this program runs: scrapers and `raycade status` look for it on this machine.
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            # Scrapers and `raycade status` look for it where this program runs.
             arguments = (sums_file(config.state_dir, self.home), config.telemetry.metrics_port)
-            yield _Part("observer", ObserverActor, arguments, {"scheduling_strategy": here})
-        yield _Part("budget", BudgetActor, (config.budget, config.ledger_place))
+            yield _Part("observer", ObserverActor, arguments, _on(here))
+        # A ledger in a file is on this machine: on another it would begin anew, and spend every limit again.
+        yield _Part("budget", BudgetActor, (config.budget, config.ledger_place), _on(here, config.ledger is not None))
         if not self.alone:
-            yield _Part("coalescer", CoalescerActor, (config.coalesce,))
+            yield _Part("coalescer", CoalescerActor, (config.coalesce,), _on(here))
         for tier in config.tiers:
             for index in range(tier.replicas):
-                yield _Part(f"tier/{tier.name}/{index}", TierActor, (tier,))
+                yield _Part(f"tier/{tier.name}/{index}", TierActor, (tier,), SPREAD)
         make = partial(self.router_maker(prices), max_gap_s=max_gap_s)
         for index in range(config.router.replicas if routers is None else routers):
-            yield _Part(f"router/{index}", RouterActor, (partial(make, f"router/{index}"),))
+            yield _Part(f"router/{index}", RouterActor, (partial(make, f"router/{index}"),), SPREAD)
 
     async def _make_actors(
         self, prices: dict[str, Price], routers: int | None, max_gap_s: float, **options: object
@@ -223,7 +227,7 @@ class Cluster:
 
     def _make(self, part: _Part, **more: object) -> None:
         options = {
-            **(part.placed or {}),
+            **part.placed,
             **more,
             **ACTOR,
             "name": f"{self.home}/{part.name}",
@@ -320,6 +324,11 @@ class Cluster:
             with contextlib.suppress(Exception):
                 ray.kill(handle)
         self.handles.clear()
+
+
+def _on(node: str, elsewhere: bool = True) -> Mapping[str, object]:
+    """On that node; `elsewhere`: on another when it has gone, else nowhere."""
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=elsewhere)}
 
 
 # ---- what is up

@@ -124,7 +124,19 @@ def _table(batch: Any) -> pa.Table:
         return batch
     from ray.data.block import BlockAccessor
 
-    return BlockAccessor.for_block(BlockAccessor.batch_to_block(batch)).to_arrow()
+    table = BlockAccessor.for_block(BlockAccessor.batch_to_block(batch)).to_arrow()
+    for at, field in enumerate(table.schema):
+        # Lists of structs in NumPy's format: Ray would pickle them, and so they would be written.
+        values = batch[field.name]
+        if isinstance(field.type, pa.ExtensionType) and getattr(getattr(values, "dtype", None), "kind", "") == "O":
+            with contextlib.suppress(pa.ArrowException):
+                table = table.set_column(at, field.name, pa.array(_lists(values)))
+    return table
+
+
+def _lists(value: Any) -> Any:
+    """With lists for the arrays of NumPy."""
+    return [_lists(item) for item in value.tolist()] if hasattr(value, "tolist") else value
 
 
 def joined(table: pa.Table, rows: Sequence[Answered]) -> pa.Table:
@@ -152,7 +164,8 @@ async def _answered(client: Any, row: Mapping[str, Any], fields: Mapping[str, An
     except RequestFailed as error:
         return Answered(cost_usd=error.cost_usd, error=_line(error.kind, error.message))
     except InputError as error:
-        return Answered(error=_line(error.code, str(error)))
+        place = "tier" if error.field == "model" and not _absent(row.get("tier")) else error.field
+        return Answered(error=_line(error.code, f"{place}: {error.message}" if place else error.message))
     except RaycadeError as error:
         return Answered(error=_line("internal", str(error)))
     except Exception as error:  # what is in a row may raise anything, and the others must not suffer for it

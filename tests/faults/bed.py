@@ -51,7 +51,14 @@ else:
     for _ in range(nodes - 1):
         cluster.add_node(**size)
     print(cluster.address, flush=True)
-sys.stdin.read()
+for line in sys.stdin:
+    what, _, pid = line.partition(" ")
+    if what == "remove":
+        lost = [n for n in cluster.worker_nodes if n.all_processes["raylet"][0].process.pid == int(pid)]
+        cluster.remove_node(lost[0], allow_graceful=False)
+    else:
+        cluster.add_node(**size)
+    print("done", flush=True)
 """
 
 
@@ -79,6 +86,19 @@ class PrivateRay:
     @property
     def pid(self) -> int:
         return self._child.pid
+
+    def remove_node(self, raylet: int) -> None:
+        """The node of that raylet goes, as if it had been switched off."""
+        self._have_done(f"remove {raylet}")
+
+    def add_node(self) -> None:
+        self._have_done("add")
+
+    def _have_done(self, line: str) -> None:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        print(line, file=self._child.stdin, flush=True)
+        assert self._child.stdout.readline() == "done\n"
 
     def close(self) -> None:
         below = descendants(self._child.pid)

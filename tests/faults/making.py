@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from runtime.mock.proxy import FaultProxy, Faults
+from tests.e2e.jobs import wait_until
 from tests.faults.scene import Scene
 from tests.faults.servers import Conn, Fault, hangs, self_signed, serving
 
@@ -32,6 +33,7 @@ __all__ = [
     "killed",
     "lies_at",
     "network_back_after",
+    "node_replaced",
     "outage_of",
     "proxied",
     "reset_all",
@@ -181,11 +183,37 @@ def _chosen(scene: Scene, kind: str) -> list[int]:
         return scene.actors()
     if kind == "raylet of actors":  # not the one that the driver depends on
         raylets = sorted(scene.pids("raylet"))
-        parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in scene.actors()}
+        parents = {_parent(pid) for pid in scene.actors()}
         chosen = [pid for pid in raylets[1:] if pid in parents]
         assert chosen, "no actor is on the second node"
         return chosen[:1]
     return scene.pids(kind)[:1]
+
+
+def _parent(pid: int) -> int:
+    """Of an actor's process: the raylet of its node."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def node_replaced(scene: Scene) -> None:
+    """A node that has a router and tier actors goes, another joins; the actors come back, and rows go on."""
+    scene.until_written(100)
+    assert scene.ray is not None
+    assert scene.process is not None
+    head, *others = sorted(scene.pids("raylet"))
+    routers, tiers = ({pid: _parent(pid) for pid in scene.pids(kind)} for kind in ("RouterActor", "TierActor"))
+    kept = {_parent(pid) for kind in ("BudgetActor", "ObserverActor") for pid in scene.pids(kind)}
+    assert kept == {head}, "budget and observer are where the job is"
+    lost = [node for node in others if node in routers.values() and node in tiers.values()]
+    assert lost, f"no node has both: {routers} {tiers} on {head}, {others}"
+    scene.ray.remove_node(lost[0])
+    at_loss = scene.job.written()
+    scene.ray.add_node()
+    wait_until(lambda: len(scene.pids("RouterActor")) == len(routers), scene.process)
+    wait_until(lambda: len(scene.pids("TierActor")) == len(tiers), scene.process)
+    nodes = {_parent(pid) for pid in scene.actors()}
+    assert nodes <= set(scene.pids("raylet")) - {lost[0]}
+    scene.until_written(max(at_loss, scene.job.written()) + 500)
 
 
 def outage_of(seconds: float) -> Act:

@@ -208,6 +208,17 @@ PROCESS = (
         **LONG,
     ),
     Fault(
+        "node-replaced",
+        "process",
+        ray="three nodes",
+        act=make.node_replaced,
+        env=QUICK_HEALTH,
+        slow=True,
+        tier={"replicas": 3},
+        config={"router": {"replicas": 3, "deadline_s": 60}},
+        **LONG | {"rows": 8000, "options": ("--window", "60")},
+    ),
+    Fault(
         "kill-gcs",
         "process",
         ray="own",
