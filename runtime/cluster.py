@@ -10,6 +10,7 @@ name tells its configuration and its code, so that whoever has the same finds it
 
 import asyncio
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -43,8 +44,6 @@ READY_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 8.0
 ASK_AGAIN_S = 0.25
 UP = "up"
-SPREAD: Mapping[str, object] = {"scheduling_strategy": "SPREAD"}
-"""Over the nodes there are; one whose node has gone is started again on another."""
 
 
 class _Part(NamedTuple):
@@ -176,12 +175,14 @@ class Cluster:
         yield _Part("budget", BudgetActor, (config.budget, config.ledger_place), _on(here, config.ledger is not None))
         if not self.alone:
             yield _Part("coalescer", CoalescerActor, (config.coalesce,), _on(here))
+        nodes = _in_turn(here)
         for tier in config.tiers:
             for index in range(tier.replicas):
-                yield _Part(f"tier/{tier.name}/{index}", TierActor, (tier,), SPREAD)
+                yield _Part(f"tier/{tier.name}/{index}", TierActor, (tier,), next(nodes))
         make = partial(self.router_maker(prices), max_gap_s=max_gap_s)
+        nodes = _in_turn(here)
         for index in range(config.router.replicas if routers is None else routers):
-            yield _Part(f"router/{index}", RouterActor, (partial(make, f"router/{index}"),), SPREAD)
+            yield _Part(f"router/{index}", RouterActor, (partial(make, f"router/{index}"),), next(nodes))
 
     async def _make_actors(
         self, prices: dict[str, Price], routers: int | None, max_gap_s: float, **options: object
@@ -329,6 +330,16 @@ class Cluster:
 def _on(node: str, elsewhere: bool = True) -> Mapping[str, object]:
     """On that node; `elsewhere`: on another when it has gone, else nowhere."""
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=elsewhere)}
+
+
+def _in_turn(here: str) -> Iterator[Mapping[str, object]]:
+    """All nodes there are, again and again, `here` last.
+
+    Not Ray's SPREAD: for actors that take no CPU it put two of three on one of three nodes. One whose node has gone is
+    started again on any other.
+    """
+    alive = [str(node["NodeID"]) for node in ray.nodes() if node["Alive"]]
+    return itertools.cycle([_on(node) for node in sorted(alive, key=lambda node: (node == here, node))])
 
 
 # ---- what is up

@@ -38,8 +38,17 @@ import pyarrow as pa
 __all__ = ["ANSWERED", "Answered", "answered", "ask_of", "complete"]
 
 ASKS = ("prompt", "messages", "body")
-COLUMNS = (*ASKS, "custom_id", "tier", "max_tokens", "min_quality")
-"""That are read of a row: one of ASKS, and what goes with it."""
+"""Columns of which a row has one."""
+
+ARGUMENTS = ("min_quality", "deadline_s", "share")
+"""Of `Client.result`; all else is a field of the body."""
+SAID = (
+    ("tier", "model", str, "the name of a tier"),
+    ("max_tokens", "max_tokens", int, "a whole number above 0"),
+    ("min_quality", "min_quality", str, "basic, medium or high"),
+)
+"""Columns beside the question: what each sets, in which type. All other columns are left alone."""
+COLUMNS = (*ASKS, *(said[0] for said in SAID))
 
 
 class Answered(NamedTuple):
@@ -211,16 +220,6 @@ def ask_of(
             raise _wrong(name, expected, said)
         (how_to if target in ARGUMENTS else body)[target] = said
     return body, how_to
-
-
-ARGUMENTS = ("min_quality", "deadline_s", "share")
-"""Of `Client.result`; all else is a field of the body."""
-SAID = (
-    ("tier", "model", str, "the name of a tier"),
-    ("max_tokens", "max_tokens", int, "a whole number above 0"),
-    ("min_quality", "min_quality", str, "basic, medium or high"),
-)
-"""Columns beside the question: what each sets, in which type."""
 
 
 def _parsed(column: str, value: Any) -> Any:

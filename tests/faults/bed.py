@@ -36,7 +36,9 @@ ENV = {
     "PYTHONPATH": str(ROOT),
 }
 CLUSTER = """
+import subprocess
 import sys
+import time
 import ray
 from ray.cluster_utils import Cluster
 
@@ -53,11 +55,16 @@ else:
     print(cluster.address, flush=True)
 for line in sys.stdin:
     what, _, pid = line.partition(" ")
-    if what == "remove":
-        lost = [n for n in cluster.worker_nodes if n.all_processes["raylet"][0].process.pid == int(pid)]
-        cluster.remove_node(lost[0], allow_graceful=False)
-    else:
+    if what == "add":
         cluster.add_node(**size)
+    else:
+        [lost] = [n for n in cluster.worker_nodes if n.all_processes["raylet"][0].process.pid == int(pid)]
+        if what == "drain":
+            reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+            at = ["--address", cluster.address, "--node-id", lost.node_id, "--deadline-remaining-seconds", "3"]
+            subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *reason, *at], check=True)
+            time.sleep(3)
+        cluster.remove_node(lost, allow_graceful=False)
     print("done", flush=True)
 """
 
@@ -87,9 +94,9 @@ class PrivateRay:
     def pid(self) -> int:
         return self._child.pid
 
-    def remove_node(self, raylet: int) -> None:
-        """The node of that raylet goes, as if it had been switched off."""
-        self._have_done(f"remove {raylet}")
+    def lose_node(self, raylet: int, how: str) -> None:
+        """The node of that raylet goes: `remove`, as if it had been switched off, or `drain`, as clouds announce it."""
+        self._have_done(f"{how} {raylet}")
 
     def add_node(self) -> None:
         self._have_done("add")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -195,25 +196,29 @@ def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def node_replaced(scene: Scene) -> None:
-    """A node that has a router and tier actors goes, another joins; the actors come back, and rows go on."""
-    scene.until_written(100)
-    assert scene.ray is not None
-    assert scene.process is not None
-    head, *others = sorted(scene.pids("raylet"))
-    routers, tiers = ({pid: _parent(pid) for pid in scene.pids(kind)} for kind in ("RouterActor", "TierActor"))
-    kept = {_parent(pid) for kind in ("BudgetActor", "ObserverActor") for pid in scene.pids(kind)}
-    assert kept == {head}, "budget and observer are where the job is"
-    lost = [node for node in others if node in routers.values() and node in tiers.values()]
-    assert lost, f"no node has both: {routers} {tiers} on {head}, {others}"
-    scene.ray.remove_node(lost[0])
-    at_loss = scene.job.written()
-    scene.ray.add_node()
-    wait_until(lambda: len(scene.pids("RouterActor")) == len(routers), scene.process)
-    wait_until(lambda: len(scene.pids("TierActor")) == len(tiers), scene.process)
-    nodes = {_parent(pid) for pid in scene.actors()}
-    assert nodes <= set(scene.pids("raylet")) - {lost[0]}
-    scene.until_written(max(at_loss, scene.job.written()) + 500)
+def node_replaced(how: Literal["remove", "drain"]) -> Act:
+    """A node with a router and tier actors goes, another joins; the actors come back elsewhere, and rows go on."""
+
+    def act(scene: Scene) -> None:
+        scene.until_written(100)
+        assert scene.ray is not None
+        assert scene.process is not None
+        raylets = set(scene.pids("raylet"))
+        routers, tiers, kept = (
+            [_parent(pid) for kind in kinds for pid in scene.pids(kind)]
+            for kinds in (("RouterActor",), ("TierActor",), ("BudgetActor", "CoalescerActor", "ObserverActor"))
+        )
+        assert set(tiers) == set(routers) == raylets, f"on {tiers} and {routers}, of {raylets}"
+        assert len(set(kept)) == 1, "what there is once is on one node"
+        lost = max(raylets - {min(raylets), *kept})  # nor the head
+        scene.ray.lose_node(lost, how)
+        scene.ray.add_node()
+        for kind, number in (("RouterActor", len(routers)), ("TierActor", len(tiers))):
+            wait_until(lambda kind=kind, number=number: len(scene.pids(kind)) == number, scene.process)  # type: ignore[misc]
+        assert {_parent(pid) for pid in scene.actors()} <= set(scene.pids("raylet")) - {lost}
+        scene.until_written(scene.job.written() + 500)
+
+    return act
 
 
 def outage_of(seconds: float) -> Act:

@@ -4,7 +4,7 @@
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -27,6 +27,7 @@ RECOVERS: dict[str, Any] = {
 """A job that is still at work when the first tier is well again."""
 LONG: dict[str, Any] = {"rows": 800, "mock": {"latency": 0.15}, "second": None, "options": ("--window", "100")}
 """A job of some seconds whose only tier is well: what is done to it, it must bear."""
+HOW_NODES_GO: tuple[Literal["remove", "drain"], ...] = ("remove", "drain")
 QUICK_HEALTH = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
@@ -207,16 +208,19 @@ PROCESS = (
         slow=True,
         **LONG,
     ),
-    Fault(
-        "node-replaced",
-        "process",
-        ray="three nodes",
-        act=make.node_replaced,
-        env=QUICK_HEALTH,
-        slow=True,
-        tier={"replicas": 3},
-        config={"router": {"replicas": 3, "deadline_s": 60}},
-        **LONG | {"rows": 8000, "options": ("--window", "60")},
+    *(
+        Fault(
+            f"node-{how}",
+            "process",
+            ray="three nodes",
+            act=make.node_replaced(how),
+            env=QUICK_HEALTH,
+            slow=True,
+            tier={"replicas": 3},
+            **LONG
+            | {"config": {"router": {"replicas": 3, "deadline_s": 60}}, "rows": 8000, "options": ("--window", "60")},
+        )
+        for how in HOW_NODES_GO
     ),
     Fault(
         "kill-gcs",
