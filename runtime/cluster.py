@@ -10,7 +10,6 @@ name tells its configuration and its code, so that whoever has the same finds it
 
 import asyncio
 import contextlib
-import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -44,6 +43,10 @@ READY_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 8.0
 ASK_AGAIN_S = 0.25
 UP = "up"
+A_BYTE: Mapping[str, object] = {"memory": 1}
+"""For actors that take nothing at all Ray asks any node to find them one, and that node minds neither SPREAD nor a wish."""
+SPREAD: Mapping[str, object] = {"scheduling_strategy": "SPREAD", **A_BYTE}
+"""Over all nodes in turn; one whose node has gone is started again on another."""
 
 
 class _Part(NamedTuple):
@@ -175,14 +178,12 @@ class Cluster:
         yield _Part("budget", BudgetActor, (config.budget, config.ledger_place), _on(here, config.ledger is not None))
         if not self.alone:
             yield _Part("coalescer", CoalescerActor, (config.coalesce,), _on(here))
-        nodes = _in_turn(here)
         for tier in config.tiers:
             for index in range(tier.replicas):
-                yield _Part(f"tier/{tier.name}/{index}", TierActor, (tier,), next(nodes))
+                yield _Part(f"tier/{tier.name}/{index}", TierActor, (tier,), SPREAD)
         make = partial(self.router_maker(prices), max_gap_s=max_gap_s)
-        nodes = _in_turn(here)
         for index in range(config.router.replicas if routers is None else routers):
-            yield _Part(f"router/{index}", RouterActor, (partial(make, f"router/{index}"),), next(nodes))
+            yield _Part(f"router/{index}", RouterActor, (partial(make, f"router/{index}"),), SPREAD)
 
     async def _make_actors(
         self, prices: dict[str, Price], routers: int | None, max_gap_s: float, **options: object
@@ -329,17 +330,10 @@ class Cluster:
 
 def _on(node: str, elsewhere: bool = True) -> Mapping[str, object]:
     """On that node; `elsewhere`: on another when it has gone, else nowhere."""
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=elsewhere)}
-
-
-def _in_turn(here: str) -> Iterator[Mapping[str, object]]:
-    """All nodes there are, again and again, `here` last.
-
-    Not Ray's SPREAD: for actors that take no CPU it put two of three on one of three nodes. One whose node has gone is
-    started again on any other.
-    """
-    alive = [str(node["NodeID"]) for node in ray.nodes() if node["Alive"]]
-    return itertools.cycle([_on(node) for node in sorted(alive, key=lambda node: (node == here, node))])
+    return {
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=elsewhere),
+        **(A_BYTE if elsewhere else {}),
+    }
 
 
 # ---- what is up
