@@ -54,7 +54,7 @@ else:
         cluster.add_node(**size)
     print(cluster.address, flush=True)
 for line in sys.stdin:
-    what, _, pid = line.partition(" ")
+    what, _, pid = line.strip().partition(" ")
     if what == "add":
         cluster.add_node(**size)
     else:
@@ -105,7 +105,10 @@ class PrivateRay:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         print(line, file=self._child.stdin, flush=True)
-        assert self._child.stdout.readline() == "done\n"
+        while said := self._child.stdout.readline():
+            if said == "done\n":
+                return
+        raise RuntimeError((self.folder / "cluster.err").read_text()[-2000:])
 
     def close(self) -> None:
         below = descendants(self._child.pid)
