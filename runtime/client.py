@@ -66,13 +66,14 @@ class Client:
         job: str = "",
         max_usd: float | None = None,
         max_tokens: int | None = None,
+        home: str = "",
     ) -> None:
         """`config`: a file, by default raycade.yaml in the current folder; or one that was read.
 
         `address`: a Ray cluster to join, or `local` for a Ray of its own; None: as `Cluster.start` says. A program that is
         connected to Ray stays there.
         `job`: the scope in the ledger that this program's requests are charged to (`budget.jobs`), `max_usd` and `max_tokens`
-        the most that it may spend. Raises ConfigError.
+        the most that it may spend. `home`: as in `Cluster.start`. Raises ConfigError.
         """
         self._check: Callable[[], object] = lambda: None
         if isinstance(config, Config):
@@ -82,7 +83,7 @@ class Client:
             self.config = load_config(file, os.environ, check_keys=False)
             # A runtime that is up has the keys, and a program that uses it needs none.
             self._check = partial(load_config, file, os.environ, check_keys=not joins(address, os.environ))
-        self._address = address
+        self._address, self._home = address, home
         given = job or max_usd is not None or max_tokens is not None
         self._limits = (max_tokens, max_usd) if given else None
         self.name = f"client-{uuid4().hex[:8]}"
@@ -111,7 +112,13 @@ class Client:
                 return
             prices = resolve_prices(self.config)
             cluster = await Cluster.start(
-                self.config, prices, self._address, kind="client", max_gap_s=GAP_S, check=self._check
+                self.config,
+                prices,
+                self._address,
+                kind="client",
+                max_gap_s=GAP_S,
+                check=self._check,
+                home=self._home,
             )
             try:
                 if self._limits is not None:
@@ -171,6 +178,10 @@ class Client:
         RequestFailed is raised with the kind `invalid_output`.
         """
         return await self._parse(kind, self._request(CHAT, ask, _schema(kind), **how_to))
+
+    async def result(self, ask: Ask, **how_to: Any) -> Result:
+        """The answer as it came, for a row of many: it may wait for a better tier or for budget. Arguments as in `complete`."""
+        return await self._answer(self._request(CHAT, ask, b"", False, False, **how_to))
 
     async def embed(self, input: str | list[Any], **how_to: Any) -> CreateEmbeddingResponse:
         """Embeddings of a text or of several. Named arguments as in `complete`."""

@@ -2,14 +2,18 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ParsedChatCompletion
 from pydantic import BaseModel
 
 from runtime.client_values import Ask, Outcome
+
+if TYPE_CHECKING:
+    from runtime.client import Client
 
 __all__ = ["SyncClient"]
 
@@ -70,6 +74,10 @@ class SyncClient:
             yield from self._iterated(outcomes)
         finally:
             self._run(outcomes.aclose())
+
+    def begin(self, work: "Callable[[Client], Coroutine[Any, Any, Value]]") -> "Future[Value]":
+        """Have something done with the Client itself, on its loop; not waited for."""
+        return asyncio.run_coroutine_threadsafe(work(self._client), self._loop)
 
     def _iterated(self, items: AsyncIterator[Value]) -> Iterator[Value]:
         while True:

@@ -11,7 +11,7 @@ name tells its configuration and its code, so that whoever has the same finds it
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -38,12 +38,16 @@ from runtime.routers import GAP_S
 from runtime.running import sums_file
 from runtime.wiring import ACTOR, Watching, cancel, find, make_router, plain, watching
 
-__all__ = ["Cluster", "Watching"]
+__all__ = ["Cluster", "Watching", "is_up"]
 
 READY_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 8.0
 ASK_AGAIN_S = 0.25
 UP = "up"
+A_BYTE: Mapping[str, object] = {"memory": 1}
+"""For actors that take nothing at all Ray asks any node to find them one, and that node minds neither SPREAD nor a wish."""
+SPREAD: Mapping[str, object] = {"scheduling_strategy": "SPREAD", **A_BYTE}
+"""Over all nodes in turn; one whose node has gone is started again on another."""
 
 
 class _Part(NamedTuple):
@@ -53,7 +57,8 @@ class _Part(NamedTuple):
     """Such as `router/0` or `tier/premium/1`."""
     kind: type
     arguments: tuple[object, ...]
-    placed: dict[str, object] | None = None
+    placed: Mapping[str, object]
+    """Ray's options that say on which node."""
 
 
 class Cluster:
@@ -83,6 +88,7 @@ class Cluster:
         kind: str = "job",
         max_gap_s: float = MAX_GAP_S,
         check: Callable[[], object] = lambda: None,
+        home: str = "",
     ) -> "Cluster":
         """Start or join Ray; use the actors that are up there, or make some. Raises ClusterError.
 
@@ -91,13 +97,14 @@ class Cluster:
         or was submitted to, else the one where `raycade up` runs with this state_dir, else one of its own.
         `max_gap_s`: of the routers' lanes, where they are made here; small where somebody waits for every word.
         `check`: called before actors are made; raises for what only they need, such as keys.
+        `home`: the name of a set that somebody keeps (runtime/keeper.py), and that is used.
         """
         await connect(place_of(config.state_dir, address))
         cluster = cls(config, f"{kind}-{uuid4().hex[:8]}")
         try:
-            cluster.stays = await asyncio.to_thread(_is_up, config)
+            cluster.stays = bool(home) or await asyncio.to_thread(is_up, config)
             if cluster.stays:
-                cluster.home = up_name(config)
+                cluster.home = home or up_name(config)
                 await cluster._find_actors(prices, routers)
             else:
                 check()
@@ -114,13 +121,25 @@ class Cluster:
         await connect(Place(address))
         cluster = cls(config, up_name(config))
         try:
-            if await asyncio.to_thread(_is_up, config):
+            if await asyncio.to_thread(is_up, config):
                 raise ClusterError("it is up already, with this configuration")
             await cluster._make_actors(prices, None, GAP_S, lifetime="detached")
         except BaseException:
             await cluster.close()
             raise
         cluster.stays = True
+        return cluster
+
+    @classmethod
+    async def kept(cls, config: Config, prices: dict[str, Price], home: str) -> "Cluster":
+        """Make a set of actors of that name, or what is missing of it; `close()` ends it. Raises ClusterError."""
+        await connect(place_of(config.state_dir, None))
+        cluster = cls(config, home)
+        try:
+            await cluster._make_actors(prices, None, GAP_S, lifetime="detached", get_if_exists=True)
+        except BaseException:
+            await cluster.close()
+            raise
         return cluster
 
     @classmethod
@@ -149,22 +168,23 @@ class Cluster:
         # Imported here, since a router's process imports this module too and has no use for the openai package.
         from actors.tier.actor import TierActor
 
+        here = ray.get_runtime_context().get_node_id()
         if config.telemetry.metrics_port is not None:
             from actors.observer.actor import ObserverActor
 
-            # Where this program runs: scrapers and `raycade status` look for it on this machine.
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            # Scrapers and `raycade status` look for it where this program runs.
             arguments = (sums_file(config.state_dir, self.home), config.telemetry.metrics_port)
-            yield _Part("observer", ObserverActor, arguments, {"scheduling_strategy": here})
-        yield _Part("budget", BudgetActor, (config.budget, config.ledger_place))
+            yield _Part("observer", ObserverActor, arguments, _on(here))
+        # A ledger in a file is on this machine: on another it would begin anew, and spend every limit again.
+        yield _Part("budget", BudgetActor, (config.budget, config.ledger_place), _on(here, config.ledger is not None))
         if not self.alone:
-            yield _Part("coalescer", CoalescerActor, (config.coalesce,))
+            yield _Part("coalescer", CoalescerActor, (config.coalesce,), _on(here))
         for tier in config.tiers:
             for index in range(tier.replicas):
-                yield _Part(f"tier/{tier.name}/{index}", TierActor, (tier,))
+                yield _Part(f"tier/{tier.name}/{index}", TierActor, (tier,), SPREAD)
         make = partial(self.router_maker(prices), max_gap_s=max_gap_s)
         for index in range(config.router.replicas if routers is None else routers):
-            yield _Part(f"router/{index}", RouterActor, (partial(make, f"router/{index}"),))
+            yield _Part(f"router/{index}", RouterActor, (partial(make, f"router/{index}"),), SPREAD)
 
     async def _make_actors(
         self, prices: dict[str, Price], routers: int | None, max_gap_s: float, **options: object
@@ -212,7 +232,7 @@ class Cluster:
 
     def _make(self, part: _Part, **more: object) -> None:
         options = {
-            **(part.placed or {}),
+            **part.placed,
             **more,
             **ACTOR,
             "name": f"{self.home}/{part.name}",
@@ -311,6 +331,14 @@ class Cluster:
         self.handles.clear()
 
 
+def _on(node: str, elsewhere: bool = True) -> Mapping[str, object]:
+    """On that node; `elsewhere`: on another when it has gone, else nowhere."""
+    return {
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=elsewhere),
+        **(A_BYTE if elsewhere else {}),
+    }
+
+
 # ---- what is up
 
 
@@ -330,8 +358,8 @@ def _all_up(config: Config) -> dict[str, list[str]]:
     return found
 
 
-def _is_up(config: Config) -> bool:
-    """Raises ClusterError when one of the same ledger is up that is another."""
+def is_up(config: Config) -> bool:
+    """Whether there is a set that stays, on the Ray of this process. Raises ClusterError when it is another of the same ledger."""
     name, others = up_name(config), _all_up(config)
     if name in others or not others:
         return name in others

@@ -36,7 +36,9 @@ ENV = {
     "PYTHONPATH": str(ROOT),
 }
 CLUSTER = """
+import subprocess
 import sys
+import time
 import ray
 from ray.cluster_utils import Cluster
 
@@ -51,7 +53,19 @@ else:
     for _ in range(nodes - 1):
         cluster.add_node(**size)
     print(cluster.address, flush=True)
-sys.stdin.read()
+for line in sys.stdin:
+    what, _, pid = line.strip().partition(" ")
+    if what == "add":
+        cluster.add_node(**size)
+    else:
+        [lost] = [n for n in cluster.worker_nodes if n.all_processes["raylet"][0].process.pid == int(pid)]
+        if what == "drain":
+            reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+            at = ["--address", cluster.address, "--node-id", lost.node_id, "--deadline-remaining-seconds", "3"]
+            subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *reason, *at], check=True)
+            time.sleep(3)
+        cluster.remove_node(lost, allow_graceful=False)
+    print("done", flush=True)
 """
 
 
@@ -79,6 +93,22 @@ class PrivateRay:
     @property
     def pid(self) -> int:
         return self._child.pid
+
+    def lose_node(self, raylet: int, how: str) -> None:
+        """The node of that raylet goes: `remove`, as if it had been switched off, or `drain`, as clouds announce it."""
+        self._have_done(f"{how} {raylet}")
+
+    def add_node(self) -> None:
+        self._have_done("add")
+
+    def _have_done(self, line: str) -> None:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        print(line, file=self._child.stdin, flush=True)
+        while said := self._child.stdout.readline():
+            if said == "done\n":
+                return
+        raise RuntimeError((self.folder / "cluster.err").read_text()[-2000:])
 
     def close(self) -> None:
         below = descendants(self._child.pid)

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from runtime.mock.proxy import FaultProxy, Faults
+from tests.e2e.jobs import wait_until
 from tests.faults.scene import Scene
 from tests.faults.servers import Conn, Fault, hangs, self_signed, serving
 
@@ -32,6 +34,7 @@ __all__ = [
     "killed",
     "lies_at",
     "network_back_after",
+    "node_replaced",
     "outage_of",
     "proxied",
     "reset_all",
@@ -181,11 +184,41 @@ def _chosen(scene: Scene, kind: str) -> list[int]:
         return scene.actors()
     if kind == "raylet of actors":  # not the one that the driver depends on
         raylets = sorted(scene.pids("raylet"))
-        parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in scene.actors()}
+        parents = {_parent(pid) for pid in scene.actors()}
         chosen = [pid for pid in raylets[1:] if pid in parents]
         assert chosen, "no actor is on the second node"
         return chosen[:1]
     return scene.pids(kind)[:1]
+
+
+def _parent(pid: int) -> int:
+    """Of an actor's process: the raylet of its node."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def node_replaced(how: Literal["remove", "drain"]) -> Act:
+    """A node with a router and tier actors goes, another joins; the actors come back elsewhere, and rows go on."""
+
+    def act(scene: Scene) -> None:
+        scene.until_written(100)
+        assert scene.ray is not None
+        assert scene.process is not None
+        raylets = set(scene.pids("raylet"))
+        routers, tiers, kept = (
+            [_parent(pid) for kind in kinds for pid in scene.pids(kind)]
+            for kinds in (("RouterActor",), ("TierActor",), ("BudgetActor", "CoalescerActor", "ObserverActor"))
+        )
+        assert set(tiers) == set(routers) == raylets, f"on {tiers} and {routers}, of {raylets}"
+        assert len(set(kept)) == 1, "what there is once is on one node"
+        lost = max(raylets - {min(raylets), *kept})  # nor the head
+        scene.ray.lose_node(lost, how)
+        scene.ray.add_node()
+        for kind, number in (("RouterActor", len(routers)), ("TierActor", len(tiers))):
+            wait_until(lambda kind=kind, number=number: len(scene.pids(kind)) == number, scene.process)  # type: ignore[misc]
+        assert {_parent(pid) for pid in scene.actors()} <= set(scene.pids("raylet")) - {lost}
+        scene.until_written(scene.job.written() + 500)
+
+    return act
 
 
 def outage_of(seconds: float) -> Act:

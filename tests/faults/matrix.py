@@ -4,7 +4,7 @@
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -27,6 +27,7 @@ RECOVERS: dict[str, Any] = {
 """A job that is still at work when the first tier is well again."""
 LONG: dict[str, Any] = {"rows": 800, "mock": {"latency": 0.15}, "second": None, "options": ("--window", "100")}
 """A job of some seconds whose only tier is well: what is done to it, it must bear."""
+HOW_NODES_GO: tuple[Literal["remove", "drain"], ...] = ("remove", "drain")
 QUICK_HEALTH = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
@@ -206,6 +207,20 @@ PROCESS = (
         env=QUICK_HEALTH,
         slow=True,
         **LONG,
+    ),
+    *(
+        Fault(
+            f"node-{how}",
+            "process",
+            ray="three nodes",
+            act=make.node_replaced(how),
+            env=QUICK_HEALTH,
+            slow=True,
+            tier={"replicas": 3},
+            **LONG
+            | {"config": {"router": {"replicas": 3, "deadline_s": 60}}, "rows": 8000, "options": ("--window", "60")},
+        )
+        for how in HOW_NODES_GO
     ),
     Fault(
         "kill-gcs",

@@ -56,7 +56,7 @@ class Fault:
     """Settings of the first tier, over those in Scene."""
     config: dict[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = ()
-    ray: Literal["shared", "own", "two nodes"] = "shared"
+    ray: Literal["shared", "own", "two nodes", "three nodes"] = "shared"
     env: dict[str, str] = field(default_factory=dict)
 
     # -- what must hold
@@ -193,9 +193,10 @@ class Scene:
         match self.fault.ray:
             case "shared":
                 return self.bed.ray
-            case "two nodes":
+            case "two nodes" | "three nodes":
                 self.ray_folder.mkdir()
-                return PrivateRay(self.ray_folder, nodes=2, env=self.fault.env)
+                nodes = 2 if self.fault.ray == "two nodes" else 3
+                return PrivateRay(self.ray_folder, nodes, self.fault.env)
             case "own":
                 self.ray_folder.mkdir()
                 self.job.env["RAY_TMPDIR"] = str(self.ray_folder)
