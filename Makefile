@@ -19,7 +19,7 @@ PEER := build/peers/litellm/.installed
 SDKS := $(patsubst tests/peers/%.txt,build/peers/sdk-%/.installed,$(wildcard tests/peers/*.txt))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test fast sdks faults prove bench gateway-bench guards overspend capacity tail soak clean
+.PHONY: help demo check test fast sdks faults prove bench gateway-bench ray-data-bench guards overspend capacity tail soak clean
 
 help:
 	@echo "make demo    set up .venv and run a job of 400 rows against three mock tiers, into demo-out/"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench   measure the throughput on this machine"
 	@echo "make guards   what budgets, coalescing and metrics cost of it"
 	@echo "make gateway-bench   what the gateway costs its callers, beside LiteLLM's proxy and a direct connection"
+	@echo "make ray-data-bench   a Ray Data pipeline through raycade, beside ray.data.llm and plain aiohttp"
 	@echo "make overspend   the same budget and demand against Raycade and LiteLLM, which gets an environment of its own"
 	@echo "make tail    a batch on an endpoint with stragglers, with and without hedging"
 	@echo "make soak    a job of MINUTES (30) with a fault every 20 s: is anything lost, do memory and open files grow?"
@@ -81,6 +82,9 @@ guards: $(BASE)
 
 gateway-bench: $(BASE) $(PEER)
 	@$(BIN)/python -m benchmarks.gateway
+
+ray-data-bench: $(TEST)
+	@$(BIN)/python -m benchmarks.ray_data
 
 overspend: $(BASE) $(PEER)
 	@$(BIN)/python -m benchmarks.overspend
