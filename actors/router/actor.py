@@ -93,7 +93,11 @@ class RouterActor(LaneHost):
 
     def _note(self) -> RouterNote | None:
         now = time.monotonic()
-        if self._router is None or now - self._noted_at < NOTE_EVERY_S:
+        if self._router is None:
+            return None
+        if (
+            now - self._noted_at < NOTE_EVERY_S and self._server.outstanding
+        ):  # the last word is told: a job may end with it
             return None
         self._noted_at = now
         return self._router.note()

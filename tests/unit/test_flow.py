@@ -27,7 +27,7 @@ from actors.tier.actor import TierActor
 from actors.tier.transport import Reply, TransportError
 from tests.simulated import LocalPeer, simulated
 
-timed = simulated(
+modules = (
     lane_module,
     near_module,
     flow_module,
@@ -37,6 +37,7 @@ timed = simulated(
     coalescer_module,
     budget_module,
 )
+timed = simulated(*modules)
 
 PROMPT = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16}'
 
