@@ -53,9 +53,12 @@ check: $(TEST)
 	@echo "== import contracts (import-linter)"
 	@$(BIN)/lint-imports
 
+SEEDS = tests/simulation/test_simulation.py
 test: check
-	@echo "== all tests (pytest, three processes: the long ones wait for Ray, and come first)"
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 10
+	@echo "== ten thousand simulated histories, on all cores"
+	@$(BIN)/python -m pytest -q $(SEEDS) --durations 1
+	@echo "== all other tests (pytest, three processes: the long ones wait for Ray, and come first)"
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore $(SEEDS) --durations 10
 
 fast: $(TEST)
 	@$(BIN)/python -m pytest tests/unit
