@@ -141,7 +141,7 @@ def run_job(options: BatchOptions, environ: Mapping[str, str] = os.environ) -> i
             max_usd=options.max_usd,
         )
         print_estimate(found, Console())
-        return EXIT_OK
+        return EXIT_USAGE if found.unreadable else EXIT_OK
     fingerprint = inputs.fingerprint()
     identity = f"{digest(config)[:16]}-{prompt.identity if prompt else ''}-{_schema_digest(schema)}-{quality}"
     # The ledger first: a job that is refused must not have removed anything for --fresh.

@@ -1,5 +1,6 @@
 """Bad input: one clear line each, nothing else lost because of it, and no secret in anything that is written."""
 
+import gzip
 import re
 import subprocess
 import threading
@@ -8,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from runtime.mock.process import MockProcess
@@ -100,6 +102,18 @@ def test_a_state_dir_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     assert ended.returncode == 1, ended.stdout
     assert "state/ledger.sqlite3: the ledger's store cannot be opened" in ended.stdout
     assert "starting Ray" not in ended.stdout
+
+
+def test_a_dry_run_of_a_damaged_input_is_no_success(tmp_path: Path) -> None:
+    """A script that asks first must learn it: exit 2, with file and line."""
+    job = Job(tmp_path, [{**OK}])
+    job.input = tmp_path / "in.jsonl.gz"
+    whole = gzip.compress(b"".join(orjson.dumps(chat(number)) + b"\n" for number in range(50)))
+    job.input.write_bytes(whole[:-20])
+    ended = job.run("--dry-run", timeout_s=30)
+    assert ended.returncode == 2
+    assert "in.jsonl.gz:" in ended.stdout
+    assert "the compressed data ends early" in ended.stdout
 
 
 def test_a_dry_run_counts_and_calls_nothing(tmp_path: Path) -> None:
