@@ -620,7 +620,7 @@ class LaneStream(Generic[Done]):
 
     __slots__ = ("_ended", "_lane", "_parts", "_reader", "number")
 
-    def __init__(self, lane: "_Cancels") -> None:
+    def __init__(self, lane: _Cancels) -> None:
         self.number = 0
         self._lane = lane
         self._parts: list[Any] = []

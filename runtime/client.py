@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from functools import lru_cache, partial
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
 
 from openai.types import CreateEmbeddingResponse
@@ -44,6 +44,9 @@ from runtime.prompts import Rendered
 from runtime.routers import CLOSED, GAP_S, REDO_LIMIT, budget_pause_s, how, least_loaded, weight
 from runtime.schemas import schema_of
 
+if TYPE_CHECKING:
+    from runtime.keeper import Kept
+
 __all__ = ["Client", "Outcome", "Stream", "SyncClient"]
 
 OPEN_S = 60.0
@@ -66,14 +69,15 @@ class Client:
         job: str = "",
         max_usd: float | None = None,
         max_tokens: int | None = None,
-        home: str = "",
+        kept: "Kept | None" = None,
     ) -> None:
         """`config`: a file, by default raycade.yaml in the current folder; or one that was read.
 
         `address`: a Ray cluster to join, or `local` for a Ray of its own; None: as `Cluster.start` says. A program that is
         connected to Ray stays there.
         `job`: the scope in the ledger that this program's requests are charged to (`budget.jobs`), `max_usd` and `max_tokens`
-        the most that it may spend. `home`: as in `Cluster.start`. Raises ConfigError.
+        the most that it may spend. `kept`: the set of actors to use, which is kept while this client is open. Raises
+        ConfigError.
         """
         self._check: Callable[[], object] = lambda: None
         if isinstance(config, Config):
@@ -83,7 +87,7 @@ class Client:
             self.config = load_config(file, os.environ, check_keys=False)
             # A runtime that is up has the keys, and a program that uses it needs none.
             self._check = partial(load_config, file, os.environ, check_keys=not joins(address, os.environ))
-        self._address, self._home = address, home
+        self._address, self._kept = address, kept
         given = job or max_usd is not None or max_tokens is not None
         self._limits = (max_tokens, max_usd) if given else None
         self.name = f"client-{uuid4().hex[:8]}"
@@ -111,16 +115,19 @@ class Client:
             if self._cluster is not None:
                 return
             prices = resolve_prices(self.config)
-            cluster = await Cluster.start(
-                self.config,
-                prices,
-                self._address,
-                kind="client",
-                max_gap_s=GAP_S,
-                check=self._check,
-                home=self._home,
-            )
+            cluster = None
             try:
+                if self._kept is not None:
+                    await self._kept.join()
+                cluster = await Cluster.start(
+                    self.config,
+                    prices,
+                    self._address,
+                    kind="client",
+                    max_gap_s=GAP_S,
+                    check=self._check,
+                    home=self._kept.home if self._kept is not None else "",
+                )
                 if self._limits is not None:
                     await cluster.open_job(self.job, *self._limits)
                 self._lanes = cluster.router_lanes(self.name, weigh=weight, on_note=_ignored, max_gap_s=GAP_S)
@@ -144,7 +151,10 @@ class Client:
         lanes, self._lanes = self._lanes, []
         for lane in lanes:
             await lane.close()
-        await cluster.close()
+        if cluster is not None:
+            await cluster.close()
+        if self._kept is not None:
+            self._kept.leave()
 
     async def __aenter__(self) -> Self:
         await self.open()

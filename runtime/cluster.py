@@ -108,7 +108,7 @@ class Cluster:
                 await cluster._find_actors(prices, routers)
             else:
                 check()
-                cluster.alone = (config.router.replicas if routers is None else routers) == 1
+                cluster.alone = cluster._routers(routers) == 1
                 await cluster._make_actors(prices, routers, max_gap_s)
         except BaseException:
             await cluster.close()
@@ -162,6 +162,9 @@ class Cluster:
         """Of the Ray it runs on, for others to join."""
         return str(ray.get_runtime_context().gcs_address)
 
+    def _routers(self, wanted: int | None) -> int:
+        return self._config.router.replicas if wanted is None else wanted
+
     def _parts(self, prices: dict[str, Price], routers: int | None, max_gap_s: float) -> Iterator[_Part]:
         """All actors of the set, in the order in which they are made."""
         config = self._config
@@ -183,7 +186,7 @@ class Cluster:
             for index in range(tier.replicas):
                 yield _Part(f"tier/{tier.name}/{index}", TierActor, (tier,), SPREAD)
         make = partial(self.router_maker(prices), max_gap_s=max_gap_s)
-        for index in range(config.router.replicas if routers is None else routers):
+        for index in range(self._routers(routers)):
             yield _Part(f"router/{index}", RouterActor, (partial(make, f"router/{index}"),), SPREAD)
 
     async def _make_actors(

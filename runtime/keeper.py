@@ -24,7 +24,8 @@ from runtime.wiring import ACTOR, find, plain
 
 __all__ = ["Keeper", "Kept", "job_name"]
 
-LEASE_S = 10.0
+LEASE_S = 30.0
+"""Generous: a node may stand still for long under load, and who has lost its set cannot go on."""
 RENEW_S = 2.0
 LOOK_EVERY_S = 1.0
 JOIN_TIMEOUT_S = 150.0
@@ -61,21 +62,33 @@ class Keeper:
             await asyncio.sleep(LOOK_EVERY_S)
             if any(until > time.monotonic() for until in self._until.values()):
                 continue
-            async with self._making:  # who joins now is not answered, and finds the next keeper
+            async with self._making:
                 if self._cluster is not None:
                     await self._cluster.close()
                 ray.kill(find(f"{self._home}/keeper"))
+                # Not let go of until this process is dead: who joins now gets no answer, and makes the next keeper.
+                await asyncio.Event().wait()
 
 
 class Kept:
-    """A user's side: joins, and goes on joining until its task is cancelled."""
+    """A user's side: joins, and goes on joining until it leaves."""
 
     def __init__(self, config: Config) -> None:
         self._config, self._user = config, uuid4().hex
         self.home = f"{job_name()}-{served_name(config)}-{code_digest()[:12]}"
+        self._staying: asyncio.Task[None] | None = None
 
     async def join(self) -> None:
-        """Find the set or have it made. Raises RaycadeError."""
+        """Find the set or have it made, and stay joined, whatever happens to the keeper. Raises RaycadeError."""
+        await self._join()
+        self._staying = asyncio.create_task(self._stay())
+
+    def leave(self) -> None:
+        """Stay no longer. Idempotent."""
+        if self._staying is not None:
+            self._staying.cancel()
+
+    async def _join(self) -> None:
         try:
             async with asyncio.timeout(JOIN_TIMEOUT_S):
                 while True:
@@ -89,12 +102,11 @@ class Kept:
         except TimeoutError:
             raise ClusterError(f"the actor {self.home}/keeper does not answer within {JOIN_TIMEOUT_S:g} s") from None
 
-    async def stay(self) -> None:
-        """Stay joined, whatever happens to the keeper; never returns."""
+    async def _stay(self) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
             try:
-                await self.join()
+                await self._join()
             except Exception:  # whatever is wrong with it, the rows tell
                 continue
 

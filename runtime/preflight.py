@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from actors.errors import ConfigError
 from actors.keys import FILE
 from actors.settings import Limits
+from runtime.batch.remote import is_url
 from runtime.config import Config
 
 __all__ = ["check_exposed", "check_ledger", "check_submitted", "grace_s", "joins"]
@@ -75,7 +76,7 @@ def check_submitted(
 
 def check_input(spec: str, folder: str) -> None:
     """Raises ConfigError for an input that is not in the copy of the working directory."""
-    if spec == "-" or _is_url(spec) or copy_of(spec, folder) is None:
+    if spec == "-" or is_url(spec) or copy_of(spec, folder) is None:
         return
     if not os.path.lexists(os.path.join(folder, spec)) and not glob.glob(spec, recursive=True, root_dir=folder):
         raise ConfigError(
@@ -89,7 +90,7 @@ def check_input(spec: str, folder: str) -> None:
 def check_outputs(outputs: Iterable[tuple[str, str | None]], state_dir: str, folder: str) -> None:
     """Pairs of option and path. Raises ConfigError for what would be written into the copy."""
     for option, path in outputs:
-        if path is not None and _is_url(path):
+        if path is not None and is_url(path):
             option, path = "state_dir", state_dir  # where the journal of such an output is
         if path is not None and copy_of(path, folder) is not None:
             raise ConfigError(
@@ -124,10 +125,6 @@ def check_exposed(config: Config, environ: Mapping[str, str]) -> None:
                 f"file in {name}{FILE} instead, or have {name} in the environment of the nodes; and change the key",
                 key=f"tiers[{index}].api_key_env",
             )
-
-
-def _is_url(path: str) -> bool:
-    return "://" in path
 
 
 def _limits(config: Config) -> Iterable[Limits]:

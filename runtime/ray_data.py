@@ -29,6 +29,7 @@ import orjson
 
 from actors.errors import InputError, RaycadeError, RequestFailed
 from actors.messages import Result
+from runtime.batch.parquet import without_nulls
 
 if missing := [name for name in ("pandas", "pyarrow") if find_spec(name) is None]:
     raise ImportError(f"runtime.ray_data needs {' and '.join(missing)}: pip install 'raycade[data]'")
@@ -120,11 +121,7 @@ def _opened(config: Any, job: str, max_usd: float | None) -> Any:
         return SyncClient(read, **about).__enter__()
     if not isinstance(config, Config):
         load_config(file, os.environ)  # the actors inherit this worker's environment, with the keys
-    kept = Kept(read)
-    asyncio.run(kept.join())
-    client = SyncClient(read, **about, home=kept.home).__enter__()
-    client.begin(lambda _: kept.stay())
-    return client
+    return SyncClient(read, **about, kept=Kept(read)).__enter__()
 
 
 def _table(batch: Any) -> pa.Table:
@@ -200,7 +197,7 @@ def ask_of(
             raise _wrong(column, "a text", value)
         body: dict[str, Any] = {"messages": [{"role": "user", "content": value}]}
     else:
-        value = _plain(_parsed(column, value))
+        value = without_nulls(_parsed(column, value))
         if column == "messages":
             value = {"messages": value} if isinstance(value, list) else None
         if not isinstance(value, dict):
@@ -229,13 +226,6 @@ def _parsed(column: str, value: Any) -> Any:
         return orjson.loads(value)
     except ValueError:
         raise InputError("invalid_row", "expected a struct or JSON; found a text that is none", field=column) from None
-
-
-def _plain(value: Any) -> Any:
-    """Without fields that are null: a struct of Arrow has all fields of all rows."""
-    if isinstance(value, dict):
-        return {name: _plain(field) for name, field in value.items() if field is not None}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _absent(value: Any) -> bool:

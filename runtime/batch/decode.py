@@ -10,7 +10,7 @@ from typing import Protocol
 
 import zstandard
 
-__all__ = ["BLOCK", "DAMAGE", "Line", "lines", "text", "wrong_start"]
+__all__ = ["BLOCK", "DAMAGE", "Line", "in_one_line", "is_packed", "lines", "text", "wrong_start"]
 
 Line = tuple[bytes, bool]
 """A line without its end, and whether it was too long: then only its first bytes are kept."""
@@ -33,15 +33,33 @@ def text(blocks: Iterator[bytes], path: str, at_least: int = BLOCK) -> Iterator[
     if wrong := wrong_start(first):
         raise EOFError(wrong)
     unpacked: Iterable[bytes]
-    if path.endswith(".gz") or first.startswith(b"\x1f\x8b"):
+    if _is_gzip(path, first):
         unpacked = _gunzip(first, blocks)
-    elif path.endswith(".zst") or first.startswith(b"\x28\xb5\x2f\xfd"):
+    elif _is_zstd(path, first):
         unpacked = _unzstd(first, blocks)
     else:
         yield first.removeprefix(b"\xef\xbb\xbf")
         yield from blocks
         return
     yield from _without_bom(_gathered(unpacked, at_least))
+
+
+def is_packed(path: str, start: bytes) -> bool:
+    """Whether a file is compressed, by its name or its first four bytes."""
+    return _is_gzip(path, start) or _is_zstd(path, start)
+
+
+def _is_gzip(path: str, start: bytes) -> bool:
+    return path.endswith(".gz") or start.startswith(b"\x1f\x8b")
+
+
+def _is_zstd(path: str, start: bytes) -> bool:
+    return path.endswith(".zst") or start.startswith(b"\x28\xb5\x2f\xfd")
+
+
+def in_one_line(text: str, error: BaseException) -> str:
+    """What an error says; its kind where that is nothing."""
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def wrong_start(start: bytes) -> str:

@@ -12,7 +12,7 @@ from typing import IO, Any
 import orjson
 import zstandard
 
-from actors.errors import ConfigError
+from runtime.batch.parquet import need_pyarrow
 
 __all__ = ["check_packing", "pack"]
 
@@ -24,10 +24,7 @@ PARQUET_ROWS = 5000
 def check_packing(name: str) -> None:
     """Raises ConfigError when what the format needs is not there."""
     if name.endswith(".parquet"):
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise ConfigError("Parquet needs pyarrow: pip install 'raycade[data]'", file=name) from None
+        need_pyarrow(name)
 
 
 def pack(lines: Iterable[bytes], place: str, name: str) -> None:

@@ -14,8 +14,9 @@ from typing import Any, BinaryIO
 import orjson
 
 from actors.errors import ConfigError
+from runtime.batch.decode import in_one_line
 
-__all__ = ["check", "lines"]
+__all__ = ["check", "lines", "need_pyarrow", "without_nulls"]
 
 CONTENTS = ("body", "variables", "messages", "prompt")
 COLUMNS = ("custom_id", "method", "url", *CONTENTS)
@@ -54,11 +55,11 @@ def lines(file: BinaryIO, name: str) -> Iterator[tuple[float, list[bytes]]]:
             done += len(rows)
             yield done / table.metadata.num_rows, [_line(row, content) for row in rows]
     except (OSError, ValueError) as error:  # Arrow's errors are among them
-        raise EOFError(_said(error)) from None
+        raise EOFError(in_one_line(str(error), error)) from None
 
 
 def _line(row: dict[str, Any], content: str) -> bytes:
-    value = _plain(row.pop(content))
+    value = without_nulls(row.pop(content))
     line = {key: each for key, each in row.items() if each is not None}
     line.setdefault("url", CHAT)
     match content:
@@ -81,25 +82,32 @@ def _value(value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
-    """The value without the fields of structs that are null."""
+def without_nulls(value: Any) -> Any:
+    """The value without the fields of structs that are null: a struct of Arrow has all fields of all rows."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items() if each is not None}
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [without_nulls(each) for each in value]
     return value
 
 
-def _table(file: BinaryIO, name: str) -> Any:
+def need_pyarrow(name: str) -> None:
+    """Raises ConfigError when it is not there."""
     try:
-        import pyarrow
-        from pyarrow import parquet
+        import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise ConfigError("Parquet needs pyarrow: pip install 'raycade[data]'", file=name) from None
+
+
+def _table(file: BinaryIO, name: str) -> Any:
+    need_pyarrow(name)
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         return parquet.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
     except pyarrow.ArrowException as error:
-        raise ConfigError(f"cannot be read as Parquet: {_said(error)}", file=name) from None
+        raise ConfigError(f"cannot be read as Parquet: {in_one_line(str(error), error)}", file=name) from None
 
 
 def _is_text(kind: Any) -> bool:
@@ -120,7 +128,3 @@ def _odd(kind: Any) -> str | None:
         return _odd(kind.value_type)
     plain = types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_null(kind)
     return None if plain or _is_text(kind) else str(kind)
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -27,6 +27,7 @@ from rich.text import Text
 from actors.messages import Health
 from actors.router.notes import RouterNote
 from actors.settings import TierSettings
+from runtime.batch.decode import is_packed
 from runtime.batch.reader import InputSet
 from runtime.batch.run import BatchRun
 from runtime.batch.summary import dollars, kinds_in_words, rows, short, span
@@ -683,8 +684,7 @@ def _rows_in(files: Iterable[str]) -> int | None:
     try:
         for name in files:
             with open(name, "rb") as file:
-                packed = name.endswith((".gz", ".zst", ".parquet"))
-                if packed or file.read(4).startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
+                if name.endswith(".parquet") or is_packed(name, file.read(4)):
                     return None
                 file.seek(0)
                 count += sum(not line.isspace() for line in file)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from actors.errors import ConfigError
+from runtime.batch.decode import in_one_line
 
 __all__ = ["BLOCK", "Object", "exists", "find", "is_url", "put", "remove"]
 
@@ -132,4 +133,4 @@ def _said(error: Exception) -> str:
     """What a store said, on one line."""
     if isinstance(error, FileNotFoundError) and " " not in str(error):  # it says nothing but the name
         return "No such file or directory"
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return in_one_line(str(error), error)

@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol, cast
 
 from actors.errors import ConfigError
 from runtime.batch import parquet, remote
-from runtime.batch.decode import BLOCK, Line, lines, text, wrong_start
+from runtime.batch.decode import BLOCK, Line, in_one_line, lines, text, wrong_start
 
 __all__ = ["AT_ONCE", "Source", "find", "reason"]
 
@@ -214,5 +214,4 @@ def _unbuffered(file: int | str) -> BinaryIO:
 
 def reason(error: BaseException) -> str:
     """What went wrong, on one line."""
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:300]
+    return in_one_line((error.strerror if isinstance(error, OSError) else None) or str(error), error)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import openai
@@ -17,12 +16,11 @@ import pytest
 from runtime.mock.process import MockProcess
 from tests.e2e.chromium import chromium
 from tests.e2e.gateways import GatewayProcess
-from tests.e2e.jobs import ROOT
+from tests.e2e.jobs import ROOT, wait_until
 from tests.e2e.test_metrics import command, firing, free_port, prometheus
 
 STOP_USD = 8
 """A minute; the rules warn at 5."""
-TELLS_WITHIN_S = 60.0
 
 
 class Loop:
@@ -71,10 +69,17 @@ def test_a_runaway_loop_is_stopped_told_and_shown(tmp_path: Path) -> None:
             prometheus(tmp_path / "prometheus", port, rules) as address,
             Loop(gateway.url) as loop,
         ):
-            wait(lambda: loop.refusals)
+            process = gateway.process
+            assert process is not None
+            wait_until(lambda: bool(loop.refusals), process)
             assert loop.refusals[0].code == "budget_exceeded", loop.refusals[0]
-            told: set[str] = set()
-            wait(lambda: told.update(firing(address)) or told >= {"RaycadeCostRate", "RaycadeSpendAnomaly"})
+            fired: set[str] = set()
+
+            def both_fired() -> bool:
+                fired.update(firing(address))
+                return fired >= {"RaycadeCostRate", "RaycadeSpendAnomaly"}
+
+            wait_until(both_fired, process)
             assert loop.answered > 20
             meter = mock.stats()["tiers"]["dear"]
             spent_usd = (meter["prompt_tokens"] * 1000 + meter["completion_tokens"] * 2000) / 1e6
@@ -90,7 +95,7 @@ def test_a_runaway_loop_is_stopped_told_and_shown(tmp_path: Path) -> None:
                 timeout=60,
                 check=True,
             )
-            wait(lambda: mock.stats()["tiers"]["dear"]["requests"] > before)
+            wait_until(lambda: mock.stats()["tiers"]["dear"]["requests"] > before, process)
 
 
 async def page_tells(gateway: GatewayProcess) -> None:
@@ -98,10 +103,3 @@ async def page_tells(gateway: GatewayProcess) -> None:
         await tab.open(f"{gateway.root}/ui")
         await tab.until("document.body.innerText.includes('raycade budget resume tier:dear')")
         assert tab.errors == []
-
-
-def wait(until: Callable[[], object]) -> None:
-    end = time.monotonic() + TELLS_WITHIN_S
-    while not until():
-        assert time.monotonic() < end, "not within a minute"
-        time.sleep(0.25)

@@ -5,33 +5,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import orjson
 import pyarrow
 import pytest
 import zstandard
-from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 
 from runtime.mock.process import MockProcess
 from tests.e2e.jobs import Job, chat, end, wait_until
+from tests.storage import s3
 
 ROWS = 300
-ENV = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @pytest.fixture
-def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An S3 server with a bucket `data`; commands that are started find it as they would find Amazon's."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in (ENV | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}).items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="data")
-    yield client
-    server.stop()
+def storage() -> Iterator[Any]:
+    """A bucket `data`."""
+    with s3("data") as client:
+        yield client
 
 
 def test_a_folder_in_s3_killed_and_resumed_has_every_row_once(storage: Any, tmp_path: Path) -> None:

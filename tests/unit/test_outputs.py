@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import orjson
 import pyarrow
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 
 from actors.errors import ConfigError, InputError, RaycadeError
@@ -26,6 +24,7 @@ from runtime.batch.parse import RawRow, Row, parse_row
 from runtime.batch.publish import Publisher
 from runtime.batch.reader import InputSet, open_input
 from runtime.batch.writer import OutputWriter
+from tests.storage import s3
 
 KINDS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
@@ -308,22 +307,9 @@ def test_a_file_that_comes_back_as_another_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Any]:
-    """a bucket of an S3 server on this machine."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "k",
-            "AWS_SECRET_ACCESS_KEY": "s",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
+    """A bucket `bucket`."""
+    with s3("bucket") as client:
         yield client
-    server.stop()
 
 
 def test_a_folder_in_s3_and_answers_beside_it(tmp_path: Path, bucket: Any) -> None:
