@@ -31,6 +31,7 @@ from actors.router.actor import RouterActor
 from actors.router.failures import FailureLog
 from actors.router.flow import Router
 from actors.settings import Price, ScopeSettings
+from actors.tier.actor import TierActor
 from runtime.config import Config, served_name
 from runtime.connection import NAMESPACE, Place, connect, disconnect, first_line, place_of, started_here
 from runtime.nodes import code_digest, survey
@@ -168,9 +169,6 @@ class Cluster:
     def _parts(self, prices: dict[str, Price], routers: int | None, max_gap_s: float) -> Iterator[_Part]:
         """All actors of the set, in the order in which they are made."""
         config = self._config
-        # Imported here, since a router's process imports this module too and has no use for the openai package.
-        from actors.tier.actor import TierActor
-
         here = ray.get_runtime_context().get_node_id()
         if config.telemetry.metrics_port is not None:
             from actors.observer.actor import ObserverActor

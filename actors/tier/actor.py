@@ -18,7 +18,6 @@ from actors.messages import Answer, Chunk, Failure, Health, Refusal, TierCall
 from actors.settings import TierSettings
 from actors.tier.breaker import Outcome, Permit
 from actors.tier.classify import Whole, classify_error, classify_reply
-from actors.tier.endpoints import make_transports
 from actors.tier.limiter import RateLimits
 from actors.tier.streaming import stream_call
 from actors.tier.transport import Transport, TransportError
@@ -72,10 +71,13 @@ class TierActor(LaneHost):
     def __init__(
         self,
         settings: TierSettings,
-        make_transports: Callable[[TierSettings], tuple[Sequence[Transport], tuple[str, ...]]] = make_transports,
+        make_transports: Callable[[TierSettings], tuple[Sequence[Transport], tuple[str, ...]]] | None = None,
     ) -> None:
+        # Imported here: whoever finds or makes this actor imports this module, and has no use for the openai package.
+        from actors.tier.endpoints import make_transports as make
+
         self._settings = settings
-        self._make_transports = make_transports
+        self._make_transports = make_transports or make
         self._transports: Sequence[Transport] = ()
         self._secrets: tuple[str, ...] = ()
         self._balancer = Balancer(settings)
