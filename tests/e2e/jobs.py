@@ -1,6 +1,7 @@
 """A batch job as a user runs it: the real command in a process of its own, and what it leaves behind."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,10 +18,12 @@ from actors.budget.actor import BudgetActor
 from runtime.config import load_config
 from runtime.mock.content import echo
 
-__all__ = ["ROOT", "Booked", "Job", "actor_pids", "booked", "chat", "descendants", "end", "wait_until"]
+__all__ = ["ROOT", "Booked", "Job", "actor_pids", "booked", "chat", "descendants", "end", "wait_gone", "wait_until"]
 
 PYTHON = sys.executable
 ROOT = Path(__file__).parents[2]
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Of a Ray that was killed: they do nothing there, and outlive it by a minute."""
 
 
 def chat(number: int, text: str | None = None, **body: object) -> dict[str, Any]:
@@ -135,8 +138,17 @@ def end(process: "subprocess.Popen[str]") -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGKILL)
     process.wait(10)
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in below):
+    wait_gone(below, 15.0)
+
+
+def wait_gone(processes: dict[int, str], timeout_s: float) -> None:
+    """Wait for the end of processes whose parent has ended."""
+    for pid, title in processes.items():
+        if title.startswith(AGENTS):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in processes):
         time.sleep(0.1)
 
 

@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from actors.budget.actor import BudgetActor
 from runtime.config import load_config
 from runtime.mock.process import MockProcess
@@ -12,6 +14,11 @@ LIMIT = 800_000
 """Well above what one job has in flight, or the second to start would find nothing free until the first one ends."""
 
 
+@pytest.mark.parametrize(
+    "ledger_place",
+    ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)],  # tests/unit/test_shared_ledger.py has both every time
+    indirect=True,
+)
 def test_two_jobs_at_once_share_one_budget(ledger_place: str, tmp_path: Path) -> None:
     """Both run until the budget is used up, and the ledger has to the token what the endpoint has counted."""
     place = {"ledger" if ledger_place.startswith("postgresql:") else "state_dir": ledger_place}

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from pathlib import Path
@@ -20,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from runtime.mock.process import MockProcess
-from tests.e2e.jobs import ROOT, descendants
+from tests.e2e.jobs import ROOT, descendants, wait_gone
 from tests.faults.leaks import CANARIES
 
 __all__ = ["Bed", "Clock", "PrivateRay"]
@@ -38,7 +37,6 @@ ENV = {
 CLUSTER = """
 import subprocess
 import sys
-import time
 import ray
 from ray.cluster_utils import Cluster
 
@@ -119,9 +117,7 @@ class PrivateRay:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in below):
-            time.sleep(0.1)
+        wait_gone(below, 10.0)
 
 
 class Clock:
