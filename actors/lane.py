@@ -16,18 +16,19 @@ Objects and their lifetimes
   before the completion. All streams of a lane share its yields, so a token costs no actor call of its own either.
 - Pace: an idle lane sends at once. Under load the two halves leave a gap between sends that grows with the rate of items,
   up to `MAX_GAP_S`, and a good block goes without waiting: at 2,000 items/s a call carries about 50 of them, at 4,000
-  about 100; at 100 items/s the gap is about a millisecond. A lane whose callers wait for every word has a smaller
-  `max_gap_s`, which the calling half chooses for both.
+  about 100; at 100 items/s the gap is about a millisecond. To a peer that is near a send is cheap, and the gap ends at
+  `NEAR_GAP_S`: longer ones were measured to save nothing. A lane whose callers wait for every word has a smaller `max_gap_s`.
+  The calling half chooses for both.
 - A peer that stops raises nothing by itself. So items have deadlines, an unanswered submit fails the lane after
   `ack_timeout_s`, an idle calling half sends a sign of life, and a serving half that hears none for `LEASE_S` closes the lane.
 
-The module knows asyncio but not Ray: `Peer` is what it needs of the other side; `RayPeer` is that over an actor handle.
+The module knows asyncio but not Ray: `Peer` is what it needs of the other side. actors/lane_peers.py has that for an actor, over
+Ray's calls and, on one machine, over a socket.
 """
 
 import asyncio
 import contextlib
 import gc
-import pickle
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
@@ -39,17 +40,16 @@ from actors.messages import pickled_flat
 
 __all__ = [
     "MAX_GAP_S",
+    "NEAR_GAP_S",
     "SWEEP_S",
     "Batch",
     "Cancel",
     "Complete",
     "Lane",
-    "LaneHost",
     "LaneServer",
     "LaneStream",
     "Part",
     "Peer",
-    "RayPeer",
     "as_tasks",
     "calm_gc",
     "resolve",
@@ -57,6 +57,7 @@ __all__ = [
 ]
 
 MAX_GAP_S = 0.025
+NEAR_GAP_S = 0.005
 ITEMS_PER_S_AT_MAX_GAP = 2_000
 """The gap grows linearly with the rate of items and reaches MAX_GAP_S here."""
 GOOD_BLOCK_ITEMS = 100
@@ -92,6 +93,11 @@ pickled_flat(Part)
 class Peer(Protocol):
     """The serving half as the calling half reaches it."""
 
+    @property
+    def is_near(self) -> bool:
+        """Whether a send costs little. Known once the lane is open, and may change when it is opened again."""
+        ...
+
     async def submit(self, lane: str, generation: int, items: list[tuple[int, Any]], cancel: list[int]) -> bool:
         """Hand over a block; True when taken, False when the lane is not open there (any more)."""
         ...
@@ -99,37 +105,6 @@ class Peer(Protocol):
     def completions(self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S) -> AsyncGenerator[Batch, None]:
         """Open the lane: the first batch is a greeting without completions. Ends or raises when the lane is lost."""
         ...
-
-
-class RayPeer:
-    """A LaneHost in a Ray actor. Blocks cross as bytes that pickle made: Ray's own pickler costs twice as much a row."""
-
-    def __init__(self, handle: Any, cancel: Callable[[Any], object]) -> None:
-        self._submit = handle.submit_packed
-        self._completions = handle.completions_packed.options(num_returns="streaming")
-        self._cancel = cancel
-
-    async def submit(self, lane: str, generation: int, items: list[tuple[int, Any]], cancel: list[int]) -> bool:
-        return bool(await self._submit.remote(pickle.dumps((lane, generation, items, cancel), 5)))
-
-    async def completions(
-        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
-    ) -> AsyncGenerator[Batch, None]:
-        stream = self._completions.remote(lane, generation, max_gap_s)
-        # `async for ref in stream: await ref` would wait twice for each batch, in Ray's own code until it is there and then for
-        # its bytes: two handovers between threads, and the bytes unpacked twice. So the next ref is looked at, awaited
-        # once (which raises when there is none any more), and only then taken off.
-        core, name = stream.worker.core_worker, stream.completed()
-        try:
-            while True:
-                ref, _ = core.peek_object_ref_stream(name)
-                batch: Batch = pickle.loads(await ref)
-                core.try_read_next_object_ref_stream(name)
-                yield batch
-        finally:
-            # Dropping a Ray generator does not stop its producer. The actor may be gone already.
-            with contextlib.suppress(Exception):
-                self._cancel(stream)
 
 
 def calm_gc() -> None:
@@ -141,10 +116,10 @@ def calm_gc() -> None:
 class _Pace:
     """How long to leave between two sends, from the rate of items (see the header)."""
 
-    __slots__ = ("_full", "_last", "_max_gap_s", "_rate")
+    __slots__ = ("_full", "_last", "_rate", "max_gap_s")
 
     def __init__(self, max_gap_s: float) -> None:
-        self._max_gap_s = max_gap_s
+        self.max_gap_s = max_gap_s
         self._rate = 0.0
         self._last = 0.0
         self._full = asyncio.Event()
@@ -157,7 +132,7 @@ class _Pace:
     async def pause(self, items: int) -> None:
         """Wait until it is time for the next send, `items` of which wait for it now."""
         self._full.clear()
-        gap = min(self._max_gap_s, self._rate * (MAX_GAP_S / ITEMS_PER_S_AT_MAX_GAP))
+        gap = min(self.max_gap_s, self._rate * (MAX_GAP_S / ITEMS_PER_S_AT_MAX_GAP))
         delay = self._last + gap - time.monotonic()
         if delay <= 0 or items >= GOOD_BLOCK_ITEMS:
             await asyncio.sleep(0)  # one turn of the loop at least: what is posted in the same turn leaves together
@@ -229,6 +204,11 @@ class LaneServer(Generic[Item, Done]):
         return sum(len(box.running) for box in self._lanes.values())
 
     async def submit(self, lane: str, generation: int, items: list[tuple[int, Item]], cancel: list[int]) -> bool:
+        """See Peer."""
+        return self.take(lane, generation, items, cancel)
+
+    def take(self, lane: str, generation: int, items: list[tuple[int, Item]], cancel: list[int]) -> bool:
+        """`submit`, which has nothing to wait for."""
         box = self._lanes.get(lane)
         if box is None or box.generation != generation:
             return False
@@ -317,34 +297,6 @@ class LaneServer(Generic[Item, Done]):
         if self._reaper is not None:
             self._reaper.cancel()
             self._reaper = None
-
-
-class LaneHost:
-    """Base of the actors that serve lanes: a LaneServer's two methods, plain and as RayPeer calls them."""
-
-    _server: LaneServer[Any, Any]
-
-    async def submit(self, lane: str, generation: int, items: list[tuple[int, Any]], cancel: list[int]) -> bool:
-        """See LaneServer."""
-        return await self._server.submit(lane, generation, items, cancel)
-
-    async def completions(
-        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
-    ) -> AsyncGenerator[Batch, None]:
-        """See LaneServer."""
-        async for batch in self._server.completions(lane, generation, max_gap_s):
-            yield batch
-
-    async def submit_packed(self, block: bytes) -> bool:
-        """`submit` with its arguments in one pickle."""
-        return await self.submit(*pickle.loads(block))
-
-    async def completions_packed(
-        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
-    ) -> AsyncGenerator[bytes, None]:
-        """`completions`, each batch a pickle."""
-        async for batch in self.completions(lane, generation, max_gap_s):
-            yield pickle.dumps(batch, 5)
 
 
 def as_tasks(
@@ -516,6 +468,7 @@ class Lane(Generic[Item, Done]):
                     async with asyncio.timeout(self._ack_timeout_s):
                         note, _ = await anext(stream)
                     backoff_s = 0.05
+                    self._pace.max_gap_s = min(self._max_gap_s, NEAR_GAP_S) if self._peer.is_near else self._max_gap_s
                     self._on_note(note)
                     self._set_up(True)
                     await _first_of(self._receive(stream), self._send(generation))

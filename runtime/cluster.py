@@ -24,7 +24,8 @@ from actors.budget.actor import BudgetActor
 from actors.budget.rows import Snapshot
 from actors.coalescer.actor import CoalescerActor
 from actors.errors import ClusterError
-from actors.lane import MAX_GAP_S, Lane, RayPeer
+from actors.lane import MAX_GAP_S, Lane
+from actors.lane_peers import RayPeer
 from actors.messages import Request
 from actors.observer.scene import Happened, Report, Taken
 from actors.router.actor import RouterActor

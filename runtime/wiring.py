@@ -14,7 +14,8 @@ import runtime
 from actors.budget.rows import Snapshot
 from actors.coalescer.actor import CoalescerActor
 from actors.errors import ClusterError, RaycadeError
-from actors.lane import MAX_GAP_S, Peer, RayPeer
+from actors.lane import MAX_GAP_S, Peer
+from actors.lane_peers import RayPeer
 from actors.observer.scene import Report, Taken
 from actors.router.attempts import OnAttempt
 from actors.router.failures import FailureLog

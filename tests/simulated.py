@@ -96,6 +96,8 @@ class Serving(Protocol):
 class LocalPeer:
     """A serving half in this process, behind a connection that can be slow, silent or dead. A Peer of the lane."""
 
+    is_near = False
+
     def __init__(self, serving: Serving | None, delay_s: float = 0.0) -> None:
         self.serving = serving
         """None: nobody is there, as after kill()."""

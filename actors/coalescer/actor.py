@@ -22,7 +22,8 @@ from typing import Any, NamedTuple, assert_never
 
 from actors.coalescer.runaway import Loops
 from actors.coalescer.table import Lead, Shared, Table, Told, Unwanted
-from actors.lane import MAX_GAP_S, Batch, Cancel, Complete, LaneHost, LaneServer, Part
+from actors.lane import MAX_GAP_S, Batch, Cancel, Complete, LaneServer, Part
+from actors.lane_peers import LaneHost
 from actors.messages import Chunk, pickled_flat
 from actors.near import NearLane
 from actors.settings import CoalesceSettings

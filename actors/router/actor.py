@@ -8,7 +8,8 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple
 
-from actors.lane import MAX_GAP_S, Batch, LaneHost, LaneServer, Part, as_tasks
+from actors.lane import MAX_GAP_S, Batch, LaneServer, Part, as_tasks
+from actors.lane_peers import LaneHost
 from actors.messages import Chunk, Failure, Request, Result, pickled_flat
 from actors.router.flow import Router
 from actors.router.notes import RouterNote

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 from actors.errors import ConfigError
-from actors.lane import Cancel, Complete, LaneHost, LaneServer, Part
+from actors.lane import Cancel, Complete, LaneServer, Part
+from actors.lane_peers import LaneHost
 from actors.messages import Answer, Chunk, Failure, Health, Refusal, TierCall
 from actors.settings import TierSettings
 from actors.tier.breaker import Outcome, Permit

@@ -1,4 +1,7 @@
-"""The lane between real processes: nothing is lost or doubled, whatever happens to the serving actor."""
+"""The lane between real processes: nothing is lost or doubled, whatever happens to the serving actor.
+
+Each test has it over the socket, as on one machine, and over Ray's calls, as between machines.
+"""
 
 import asyncio
 import os
@@ -10,7 +13,8 @@ from typing import Any
 import pytest
 
 from actors.errors import ActorLost
-from actors.lane import Lane, RayPeer
+from actors.lane import Lane
+from actors.lane_peers import RayPeer
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -24,7 +28,8 @@ def echo_class() -> type:
     import random
     from typing import Any
 
-    from actors.lane import LaneHost, LaneServer
+    from actors.lane import LaneServer
+    from actors.lane_peers import LaneHost
 
     class Echo(LaneHost):
         """Completes the item x with (x, -x) after a random delay."""
@@ -51,12 +56,13 @@ async def until(holds: Callable[[], bool]) -> None:
 class Echoes:
     """A serving actor, how the items sent to it ended, and the process it runs in."""
 
-    def __init__(self, handle: Any, **options: Any) -> None:
+    def __init__(self, handle: Any, near: bool, **options: Any) -> None:
         import ray
 
         self.handle = handle
         self.pid = 0
-        self.lane: Lane[int, Any] = Lane("test", RayPeer(handle, ray.cancel), on_note=self._noted, **options)
+        self.peer = RayPeer(handle, ray.cancel, near)
+        self.lane: Lane[int, Any] = Lane("test", self.peer, on_note=self._noted, **options)
         self.ends: dict[int, list[Any]] = {}
         self.ended = 0
 
@@ -100,10 +106,16 @@ def echo_actor() -> Iterator[Any]:
     ray.kill(handle)
 
 
+@pytest.fixture(params=[True, False], ids=["socket", "ray"])
+def near(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 @asynccontextmanager
-async def opened(handle: Any, **options: Any) -> AsyncIterator[Echoes]:
-    echoes = Echoes(handle, **options)
+async def opened(handle: Any, near: bool, **options: Any) -> AsyncIterator[Echoes]:
+    echoes = Echoes(handle, near, **options)
     await echoes.lane.open(30.0)
+    assert echoes.peer.is_near == near
     try:
         yield echoes
     finally:
@@ -111,11 +123,11 @@ async def opened(handle: Any, **options: Any) -> AsyncIterator[Echoes]:
             await echoes.lane.close()
 
 
-async def test_nothing_is_lost_or_doubled_when_the_actor_is_killed_in_the_middle(echo_actor: Any) -> None:
+async def test_nothing_is_lost_or_doubled_when_the_actor_is_killed_in_the_middle(echo_actor: Any, near: bool) -> None:
     """100,000 items: each ends once, with its own value or as ActorLost; the lost ones, posted again, all complete."""
     import ray
 
-    async with opened(echo_actor) as echoes:
+    async with opened(echo_actor, near) as echoes:
         killed = False
         for first in range(0, ITEMS, 500):
             for item in range(first, first + 500):
@@ -134,9 +146,9 @@ async def test_nothing_is_lost_or_doubled_when_the_actor_is_killed_in_the_middle
         assert echoes.lost() == []
 
 
-async def test_a_worker_that_is_killed_by_the_system_is_lost_and_replaced(echo_actor: Any) -> None:
+async def test_a_worker_that_is_killed_by_the_system_is_lost_and_replaced(echo_actor: Any, near: bool) -> None:
     """SIGKILL, as from the kernel's out-of-memory killer: what it held is lost, what comes later is served anew."""
-    async with opened(echo_actor) as echoes:
+    async with opened(echo_actor, near) as echoes:
         for item in range(2000):
             echoes.post(item)
         await echoes.finish(500)
@@ -152,9 +164,9 @@ async def test_a_worker_that_is_killed_by_the_system_is_lost_and_replaced(echo_a
         assert echoes.lost() == []
 
 
-async def test_a_stopped_worker_surfaces_as_lost_and_serves_again_when_it_goes_on(echo_actor: Any) -> None:
+async def test_a_stopped_worker_surfaces_as_lost_and_serves_again_when_it_goes_on(echo_actor: Any, near: bool) -> None:
     """SIGSTOP raises nothing anywhere: only the missing acknowledgement tells."""
-    async with opened(echo_actor, ack_timeout_s=1.0) as echoes:
+    async with opened(echo_actor, near, ack_timeout_s=1.0) as echoes:
         echoes.post(0)
         await echoes.finish()
         pid = echoes.pid
@@ -173,12 +185,12 @@ async def test_a_stopped_worker_surfaces_as_lost_and_serves_again_when_it_goes_o
         assert echoes.pid == pid
 
 
-async def test_closing_a_lane_ends_the_work_at_the_other_end() -> None:
+async def test_closing_a_lane_ends_the_work_at_the_other_end(near: bool) -> None:
     """A dropped generator does not tell its producer, so the lane cancels it."""
     import ray
 
     handle = ray.remote(echo_class()).options(num_cpus=0, max_concurrency=100).remote(1000.0)
-    async with opened(handle) as echoes:
+    async with opened(handle, near) as echoes:
         for item in range(100):
             echoes.post(item)
         async with asyncio.timeout(20.0):

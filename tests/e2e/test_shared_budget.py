@@ -16,7 +16,10 @@ LIMIT = 800_000
 
 @pytest.mark.parametrize(
     "ledger_place",
-    ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)],  # tests/unit/test_shared_ledger.py has both every time
+    [
+        "sqlite",
+        pytest.param("postgres", marks=pytest.mark.slow),
+    ],  # tests/unit/test_shared_ledger.py has both every time
     indirect=True,
 )
 def test_two_jobs_at_once_share_one_budget(ledger_place: str, tmp_path: Path) -> None:

@@ -274,6 +274,8 @@ class Network:
 class SimulatedPeer:
     """A serving half behind the network. A Peer of the lane."""
 
+    is_near = False
+
     def __init__(self, network: Network, asking: Process, node: Node) -> None:
         self._network = network
         self._asking = asking
