@@ -14,11 +14,10 @@ Objects and their lifetimes
   while it is. `completions` is one long-lived stream of lists.
 - An item may say things before it ends: `complete(Part(...))`, as often as it likes, reaches the calling half in order and
   before the completion. All streams of a lane share its yields, so a token costs no actor call of its own either.
-- Pace: an idle lane sends at once. Under load the two halves leave a gap between sends that grows with the rate of items,
-  up to `MAX_GAP_S`, and a good block goes without waiting: at 2,000 items/s a call carries about 50 of them, at 4,000
-  about 100; at 100 items/s the gap is about a millisecond. To a peer that is near a send is cheap, and the gap ends at
-  `NEAR_GAP_S`: longer ones were measured to save nothing. A lane whose callers wait for every word has a smaller `max_gap_s`.
-  The calling half chooses for both.
+- Pace: an idle lane sends at once. Under load the two halves leave a gap between sends that grows with the rate of items
+  (`Gap`), and a good block goes without waiting: `FAR`, at 2,000 items/s a call carries about 50 of them, at 4,000 about 100; at
+  100 items/s the gap is about a millisecond. To a peer that is near a send costs a twentieth, and gaps beyond those of `NEAR` were
+  measured to save nothing. A lane whose callers wait for every word has a smaller `max_gap_s`. The calling half chooses for both.
 - A peer that stops raises nothing by itself. So items have deadlines, an unanswered submit fails the lane after
   `ack_timeout_s`, an idle calling half sends a sign of life, and a serving half that hears none for `LEASE_S` closes the lane.
 
@@ -39,12 +38,14 @@ from actors.errors import ActorLost, LaneClosed, LaneTimeout, RaycadeError
 from actors.messages import pickled_flat
 
 __all__ = [
+    "FAR",
     "MAX_GAP_S",
-    "NEAR_GAP_S",
+    "NEAR",
     "SWEEP_S",
     "Batch",
     "Cancel",
     "Complete",
+    "Gap",
     "Lane",
     "LaneServer",
     "LaneStream",
@@ -57,9 +58,6 @@ __all__ = [
 ]
 
 MAX_GAP_S = 0.025
-NEAR_GAP_S = 0.005
-ITEMS_PER_S_AT_MAX_GAP = 2_000
-"""The gap grows linearly with the rate of items and reaches MAX_GAP_S here."""
 GOOD_BLOCK_ITEMS = 100
 """More items in a call make it no cheaper per item, so nothing waits for more."""
 BLOCK_BYTES = 90_000
@@ -79,6 +77,21 @@ Cancel = Callable[[], object]
 Complete = Callable[[Done], None]
 Batch = tuple[object, list[tuple[int, Any]]]
 """What one yield carries: the serving actor's note (its health, say) and the completions as (number, done)."""
+
+
+class Gap(NamedTuple):
+    """What is left between two sends, in seconds: so much for each item a second, up to a bound."""
+
+    per_item_s: float
+    max_s: float
+
+    def within(self, max_s: float) -> "Gap":
+        """The same with a bound that is no greater."""
+        return self if self.max_s <= max_s else Gap(self.per_item_s, max_s)
+
+
+FAR = Gap(12.5e-6, MAX_GAP_S)
+NEAR = Gap(1.25e-6, 0.005)
 
 
 class Part(NamedTuple):
@@ -102,7 +115,7 @@ class Peer(Protocol):
         """Hand over a block; True when taken, False when the lane is not open there (any more)."""
         ...
 
-    def completions(self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S) -> AsyncGenerator[Batch, None]:
+    def completions(self, lane: str, generation: int, gap: Gap = FAR) -> AsyncGenerator[Batch, None]:
         """Open the lane: the first batch is a greeting without completions. Ends or raises when the lane is lost."""
         ...
 
@@ -116,10 +129,10 @@ def calm_gc() -> None:
 class _Pace:
     """How long to leave between two sends, from the rate of items (see the header)."""
 
-    __slots__ = ("_full", "_last", "_rate", "max_gap_s")
+    __slots__ = ("_full", "_last", "_rate", "gap")
 
-    def __init__(self, max_gap_s: float) -> None:
-        self.max_gap_s = max_gap_s
+    def __init__(self, gap: Gap) -> None:
+        self.gap = gap
         self._rate = 0.0
         self._last = 0.0
         self._full = asyncio.Event()
@@ -132,8 +145,7 @@ class _Pace:
     async def pause(self, items: int) -> None:
         """Wait until it is time for the next send, `items` of which wait for it now."""
         self._full.clear()
-        gap = min(self.max_gap_s, self._rate * (MAX_GAP_S / ITEMS_PER_S_AT_MAX_GAP))
-        delay = self._last + gap - time.monotonic()
+        delay = self._last + min(self.gap.max_s, self._rate * self.gap.per_item_s) - time.monotonic()
         if delay <= 0 or items >= GOOD_BLOCK_ITEMS:
             await asyncio.sleep(0)  # one turn of the loop at least: what is posted in the same turn leaves together
             return
@@ -154,7 +166,7 @@ class _Outbox:
 
     __slots__ = ("closed", "finished", "generation", "heard_at", "name", "pace", "running", "wake")
 
-    def __init__(self, name: str, generation: int, max_gap_s: float, now: float) -> None:
+    def __init__(self, name: str, generation: int, gap: Gap, now: float) -> None:
         self.name = name
         self.generation = generation
         self.running: dict[int, Cancel | None] = {}
@@ -162,7 +174,7 @@ class _Outbox:
         self.wake = asyncio.Event()
         self.closed = False
         self.heard_at = now
-        self.pace = _Pace(max_gap_s)
+        self.pace = _Pace(gap)
 
     def complete(self, number: int, done: Any) -> None:
         """End an item, or pass on a part. What comes after its end, or after the lane closed, changes nothing."""
@@ -225,15 +237,13 @@ class LaneServer(Generic[Item, Done]):
                 stop()
         return True
 
-    async def completions(
-        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
-    ) -> AsyncGenerator[Batch, None]:
+    async def completions(self, lane: str, generation: int, gap: Gap = FAR) -> AsyncGenerator[Batch, None]:
         old = self._lanes.get(lane)
         if old is not None:
             if old.generation >= generation:
                 return
             self._close(old)
-        box = self._lanes[lane] = _Outbox(lane, generation, max_gap_s, time.monotonic())
+        box = self._lanes[lane] = _Outbox(lane, generation, gap, time.monotonic())
         if self._reaper is None:
             self._reaper = asyncio.create_task(self._reap())
         pace = box.pace
@@ -365,7 +375,7 @@ class Lane(Generic[Item, Done]):
         self._entries: dict[int, tuple[Callable[[Any], None], float]] = {}
         self._cancel: list[int] = []
         self._max_gap_s = max_gap_s
-        self._pace = _Pace(max_gap_s)
+        self._pace = _Pace(FAR)
         self._wake = asyncio.Event()
         self._room: asyncio.Event | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -463,12 +473,12 @@ class Lane(Generic[Item, Done]):
             while True:
                 # newer than the last one also when the clock was set back, or the other end would take it for an old one
                 self._generation = generation = max(time.time_ns(), self._generation + 1)
-                stream = self._peer.completions(self.owner, generation, self._max_gap_s)
+                stream = self._peer.completions(self.owner, generation, FAR.within(self._max_gap_s))
                 try:
                     async with asyncio.timeout(self._ack_timeout_s):
                         note, _ = await anext(stream)
                     backoff_s = 0.05
-                    self._pace.max_gap_s = min(self._max_gap_s, NEAR_GAP_S) if self._peer.is_near else self._max_gap_s
+                    self._pace.gap = (NEAR if self._peer.is_near else FAR).within(self._max_gap_s)
                     self._on_note(note)
                     self._set_up(True)
                     await _first_of(self._receive(stream), self._send(generation))

@@ -9,7 +9,7 @@ import pickle
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from actors.lane import MAX_GAP_S, NEAR_GAP_S, Batch, LaneServer
+from actors.lane import FAR, NEAR, Batch, Gap, LaneServer
 from actors.lane_socket import Connection, Door, Doorway, connect
 
 __all__ = ["LaneHost", "RayPeer"]
@@ -38,15 +38,13 @@ class RayPeer:
             return await self._connection.submit(items, cancel)
         return bool(await self._submit.remote(pickle.dumps((lane, generation, items, cancel), 5)))
 
-    async def completions(
-        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
-    ) -> AsyncGenerator[Batch, None]:
+    async def completions(self, lane: str, generation: int, gap: Gap = FAR) -> AsyncGenerator[Batch, None]:
         """See Peer."""
         self._connection = connection = None
         if self._may_be_near:
             doorway: Doorway = await self._door.remote()
-            self._connection = connection = await connect(doorway, lane, generation, min(max_gap_s, NEAR_GAP_S))
-        stream = connection.batches() if connection is not None else self._over_ray(lane, generation, max_gap_s)
+            self._connection = connection = await connect(doorway, lane, generation, NEAR.within(gap.max_s))
+        stream = connection.batches() if connection is not None else self._over_ray(lane, generation, gap)
         try:
             async for batch in stream:
                 yield batch
@@ -55,8 +53,8 @@ class RayPeer:
                 connection.close()
             await stream.aclose()
 
-    async def _over_ray(self, lane: str, generation: int, max_gap_s: float) -> AsyncGenerator[Batch, None]:
-        stream = self._completions.remote(lane, generation, max_gap_s)
+    async def _over_ray(self, lane: str, generation: int, gap: Gap) -> AsyncGenerator[Batch, None]:
+        stream = self._completions.remote(lane, generation, gap)
         # `async for ref in stream: await ref` would wait twice for each batch, in Ray's own code until it is there and then for
         # its bytes: two handovers between threads, and the bytes unpacked twice. So the next ref is looked at, awaited
         # once (which raises when there is none any more), and only then taken off.
@@ -89,11 +87,9 @@ class LaneHost:
         """See LaneServer."""
         return self._server.take(lane, generation, items, cancel)
 
-    async def completions(
-        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
-    ) -> AsyncGenerator[Batch, None]:
+    async def completions(self, lane: str, generation: int, gap: Gap = FAR) -> AsyncGenerator[Batch, None]:
         """See LaneServer."""
-        async for batch in self._server.completions(lane, generation, max_gap_s):
+        async for batch in self._server.completions(lane, generation, gap):
             yield batch
 
     async def door(self) -> Doorway:
@@ -106,9 +102,7 @@ class LaneHost:
         """`submit` with its arguments in one pickle."""
         return await self.submit(*pickle.loads(block))
 
-    async def completions_packed(
-        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
-    ) -> AsyncGenerator[bytes, None]:
+    async def completions_packed(self, lane: str, generation: int, gap: Gap = FAR) -> AsyncGenerator[bytes, None]:
         """`completions`, each batch a pickle."""
-        async for batch in self.completions(lane, generation, max_gap_s):
+        async for batch in self.completions(lane, generation, gap):
             yield pickle.dumps(batch, 5)

@@ -5,7 +5,7 @@ Unix socket it is one write and one read. With it, one machine carries 1.4 times
 Ray still makes the actors, restarts them, and is how the two ends find each other: a calling half asks the actor for its door
 (an actor call), and if it is on the same machine connects to it:
 
-    proof, hello (lane, generation, max_gap_s) ─────────►  completions() ...
+    proof, hello (lane, generation, gap) ─────────►  completions() ...
     ◄──────────────────────────────────────────── proof
     block (items, cancel) ──────────────────────────────►  take()
     ◄──────────────────────────────────── True or False, for each block in turn
@@ -56,7 +56,7 @@ class Served(Protocol):
         """See LaneServer."""
         ...
 
-    def completions(self, lane: str, generation: int, max_gap_s: float) -> AsyncGenerator[Any, None]:
+    def completions(self, lane: str, generation: int, gap: Any) -> AsyncGenerator[Any, None]:
         """See LaneServer."""
         ...
 
@@ -144,15 +144,15 @@ class _Visitor(_Frames):
 
     def heard(self, value: Any) -> None:
         if self._serving is None:
-            name, generation, max_gap_s = value
+            name, generation, gap = value
             self._lane = name, generation
-            self._serving = asyncio.get_running_loop().create_task(self._serve(name, generation, max_gap_s))
+            self._serving = asyncio.get_running_loop().create_task(self._serve(name, generation, gap))
         else:
             items, cancel = value
             self.say(self._served.take(*self._lane, items, cancel))
 
-    async def _serve(self, name: str, generation: int, max_gap_s: float) -> None:
-        batches = self._served.completions(name, generation, max_gap_s)
+    async def _serve(self, name: str, generation: int, gap: Any) -> None:
+        batches = self._served.completions(name, generation, gap)
         try:
             with contextlib.suppress(Exception):  # whatever it is, the caller sees that the lane is lost
                 async for batch in batches:
@@ -247,7 +247,7 @@ def _resolve(future: "asyncio.Future[Any]", value: Any) -> None:
         future.set_result(value)
 
 
-async def connect(doorway: Doorway, lane: str, generation: int, max_gap_s: float) -> Connection | None:
+async def connect(doorway: Doorway, lane: str, generation: int, gap: Any) -> Connection | None:
     """Open a lane there. None: it cannot be reached from here."""
     if not doorway.name:
         return None
@@ -261,5 +261,5 @@ async def connect(doorway: Doorway, lane: str, generation: int, max_gap_s: float
     except OSError:
         calling.close()
         return None
-    connection.say((lane, generation, max_gap_s))
+    connection.say((lane, generation, gap))
     return connection

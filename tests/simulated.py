@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, Protocol
 from unittest import mock
 
-from actors.lane import MAX_GAP_S, Batch
+from actors.lane import FAR, Batch, Gap
 
 __all__ = ["Clock", "LocalPeer", "SimulatedLoop", "Stuck", "simulate", "simulated"]
 
@@ -90,7 +90,7 @@ class Serving(Protocol):
 
     async def submit(self, lane: str, generation: int, items: list[tuple[int, Any]], cancel: list[int]) -> bool: ...
 
-    def completions(self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S) -> AsyncGenerator[Batch, None]: ...
+    def completions(self, lane: str, generation: int, gap: Gap = FAR) -> AsyncGenerator[Batch, None]: ...
 
 
 class LocalPeer:
@@ -138,14 +138,12 @@ class LocalPeer:
             raise ConnectionError("the peer died")
         return await serving.submit(lane, generation, items, cancel)
 
-    async def completions(
-        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
-    ) -> AsyncGenerator[Batch, None]:
+    async def completions(self, lane: str, generation: int, gap: Gap = FAR) -> AsyncGenerator[Batch, None]:
         self.opened.append(generation)
         if self.stopped:
             await asyncio.sleep(1e9)
         stream: asyncio.Queue[Batch | Exception | None] = asyncio.Queue()
-        pump = asyncio.create_task(self._pump(self._there().completions(lane, generation, max_gap_s), stream))
+        pump = asyncio.create_task(self._pump(self._there().completions(lane, generation, gap), stream))
         self._pumps.add(pump)
         self._streams.add(stream)
         try:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, assert_never
 
 from actors.coalescer.runaway import Loops
 from actors.coalescer.table import Lead, Shared, Table, Told, Unwanted
-from actors.lane import MAX_GAP_S, Batch, Cancel, Complete, LaneServer, Part
+from actors.lane import FAR, Batch, Cancel, Complete, Gap, LaneServer, Part
 from actors.lane_peers import LaneHost
 from actors.messages import Chunk, pickled_flat
 from actors.near import NearLane
@@ -127,12 +127,10 @@ class CoalescerActor(LaneHost):
         self._watch()
         return NearLane(owner, self._start, self._owner_gone, name="coalescer")
 
-    async def completions(
-        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
-    ) -> AsyncGenerator[Batch, None]:
+    async def completions(self, lane: str, generation: int, gap: Gap = FAR) -> AsyncGenerator[Batch, None]:
         """See LaneServer."""
         self._watch()
-        async for batch in super().completions(lane, generation, max_gap_s):
+        async for batch in super().completions(lane, generation, gap):
             yield batch
 
     def _start(self, lane: str, item: Item, complete: Complete[Any]) -> Cancel | None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple
 
-from actors.lane import MAX_GAP_S, Batch, LaneServer, Part, as_tasks
+from actors.lane import FAR, Batch, Gap, LaneServer, Part, as_tasks
 from actors.lane_peers import LaneHost
 from actors.messages import Chunk, Failure, Request, Result, pickled_flat
 from actors.router.flow import Router
@@ -66,12 +66,10 @@ class RouterActor(LaneHost):
                 await router.open()
                 self._router = router
 
-    async def completions(
-        self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S
-    ) -> AsyncGenerator[Batch, None]:
+    async def completions(self, lane: str, generation: int, gap: Gap = FAR) -> AsyncGenerator[Batch, None]:
         """See LaneServer."""
         await self.open()
-        async for batch in super().completions(lane, generation, max_gap_s):
+        async for batch in super().completions(lane, generation, gap):
             yield batch
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, NamedTuple
 
-from actors.lane import MAX_GAP_S, Batch
+from actors.lane import FAR, Batch, Gap
 from tests.simulation.loop import Loop, Process
 
 __all__ = ["Faults", "Network", "Node", "SimulatedPeer"]
@@ -284,7 +284,7 @@ class SimulatedPeer:
     async def submit(self, lane: str, generation: int, items: list[tuple[int, Any]], cancel: list[int]) -> bool:
         return bool(await self._network.call(self._asking, self._node, "submit", lane, generation, items, cancel))
 
-    def completions(self, lane: str, generation: int, max_gap_s: float = MAX_GAP_S) -> AsyncGenerator[Batch, None]:
+    def completions(self, lane: str, generation: int, gap: Gap = FAR) -> AsyncGenerator[Batch, None]:
         return self._network.stream(self._asking, self._node, lane, generation)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from actors.lane import Lane, LaneServer
+from actors.lane import NEAR, Gap, Lane, LaneServer
 from actors.lane_peers import LaneHost
 from actors.lane_socket import Connection, Door, Doorway, connect
 
@@ -19,7 +19,7 @@ class Echo(LaneHost):
 
     def __init__(self) -> None:
         self.cancelled: list[Any] = []
-        self._server: LaneServer[Any, Any] = LaneServer(self._start)
+        self._server: LaneServer[Any, Any] = LaneServer(self._start, weigh=len)
 
     def _start(self, lane: str, item: Any, complete: Any) -> Any:
         if item == "for ever":
@@ -41,8 +41,8 @@ class NearPeer:
         assert self.connection is not None
         return await self.connection.submit(items, cancel)
 
-    async def completions(self, lane: str, generation: int, max_gap_s: float = 0.0) -> AsyncIterator[Any]:
-        self.connection = await connect(self.doorway, lane, generation, max_gap_s)
+    async def completions(self, lane: str, generation: int, gap: Gap = NEAR) -> AsyncIterator[Any]:
+        self.connection = await connect(self.doorway, lane, generation, gap)
         assert self.connection is not None
         async for batch in self.connection.batches():
             yield batch
@@ -70,7 +70,7 @@ async def test_items_of_any_size_come_back_whole_and_once(host: Echo) -> None:
 
 async def test_the_end_of_the_calling_half_ends_its_work(host: Echo) -> None:
     """A caller that dies leaves nothing running."""
-    connection = await connect(await host.door(), "test", 1, 0.0)
+    connection = await connect(await host.door(), "test", 1, NEAR)
     assert connection is not None
     batches = connection.batches()
     await anext(batches)
@@ -85,7 +85,7 @@ async def test_the_end_of_the_calling_half_ends_its_work(host: Echo) -> None:
 
 async def test_the_end_of_the_serving_half_ends_the_lane(host: Echo) -> None:
     """Who waits for an acknowledgement or for completions then is told at once."""
-    connection = await connect(await host.door(), "test", 1, 0.0)
+    connection = await connect(await host.door(), "test", 1, NEAR)
     assert connection is not None
     batches = connection.batches()
     await anext(batches)
@@ -97,7 +97,7 @@ async def test_the_end_of_the_serving_half_ends_the_lane(host: Echo) -> None:
 
 async def test_a_reader_that_is_slow_bounds_what_is_written_for_it(host: Echo) -> None:
     """The serving half waits with its next batch, so that memory does not grow with what a stopped caller misses."""
-    connection = await connect(await host.door(), "test", 1, 0.0)
+    connection = await connect(await host.door(), "test", 1, NEAR)
     assert connection is not None
     await anext(connection.batches())
     connection._transport.pause_reading()
@@ -156,7 +156,7 @@ async def test_an_impostor_at_the_door_is_not_read_either() -> None:
         ended.set()
 
     async with await asyncio.start_unix_server(impostor, doorway.name):
-        connection = await connect(doorway, "test", 1, 0.0)
+        connection = await connect(doorway, "test", 1, NEAR)
         assert connection is not None
         async with asyncio.timeout(5.0):
             assert [batch async for batch in connection.batches()] == []
@@ -166,10 +166,10 @@ async def test_an_impostor_at_the_door_is_not_read_either() -> None:
 
 async def test_who_cannot_be_reached_here_is_left_to_ray(host: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another machine's door, and that of a process that could not open one, are None; not an error."""
-    assert await connect(Doorway("\0raycade/not/here", b""), "test", 1, 0.0) is None
+    assert await connect(Doorway("\0raycade/not/here", b""), "test", 1, NEAR) is None
 
     def none_left(*_: object) -> Any:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(asyncio.get_running_loop(), "create_unix_server", none_left)
-    assert await connect(await Door(host).open(), "test", 1, 0.0) is None
+    assert await connect(await Door(host).open(), "test", 1, NEAR) is None
