@@ -5,7 +5,7 @@ A streamed request says what it hears in Parts of its item, so the tokens of all
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import NamedTuple
 
 from actors.lane import FAR, Batch, Gap, LaneServer, Part, as_tasks
@@ -84,11 +84,11 @@ class RouterActor(LaneHost):
         if self._router is not None:
             self._router.last_rows(job)
 
-    async def _run(self, request: Request, say: Callable[[Part], None]) -> Result | Failure:
+    def _run(self, request: Request, say: Callable[[Part], None]) -> Awaitable[Result | Failure]:
         assert self._router is not None, "a lane is open, so the router is"
         if request.stream:
-            return await self._router.stream(request, _Teller(say))
-        return await self._router.run(request)
+            return self._router.stream(request, _Teller(say))
+        return self._router.run(request)
 
     def _note(self) -> RouterNote | None:
         now = time.monotonic()

@@ -30,10 +30,8 @@ Cascade = Callable[[Request, Past, Amount], Awaitable[Result | Failure]]
 async def ask(
     request: Request, past: Past, cascade: Cascade, tiers: Sequence[str], log: FailureLog | None
 ) -> Result | Failure:
-    """Ask until the answer satisfies the request's schema. `tiers`: the names of the cascade's tiers, best first."""
+    """Ask until the answer satisfies the schema that the request has. `tiers`: the names of the cascade's, best first."""
     done = await cascade(request, past, Amount())
-    if not request.schema:
-        return done
     refused = 0
     last: tuple[Result, list[str]] | None = None
     while isinstance(done, Result):

@@ -230,7 +230,9 @@ class Attempts:
                 past.failure = failure._replace(status=last.status, body=last.body)
             return failure, NOTHING
         try:
-            reserved = await self._purse.reserve(account, bound, past.deadline - time.monotonic())
+            reserved = self._purse.reserve_now(account, bound)  # as a rule it is there, and nothing need be awaited
+            if reserved is None:
+                reserved = await self._purse.reserve(account, bound, past.deadline - time.monotonic())
         except BudgetExceeded as error:
             # a halt ends when somebody ends it: look again as after a window that turns, not never
             again_s = HALTED_LOOK_S if error.halted else error.turns_in_s
@@ -267,15 +269,17 @@ class Attempts:
             return None, cost
         if isinstance(done, Failure):
             self._note(tier, index, past, done, overtaken=copy is not None and copy.overtaken)
+            made = past.attempts.pop()[:6]
         else:
             kinds = tier.kinds
             kinds["ok"] = kinds.get("ok", 0) + 1
             state.served = True
             if done.model:
                 tier.answered_as(done.model)
-            past.attempts.append(Attempt(state.settings.name, index, "ok", done.status, done.duration_s))
+            made = state.settings.name, index, "ok", done.status, done.duration_s, ""
         margin_milli = 0 if tier.margins is margins else tier.margins.widest_milli
-        past.attempts[-1] = attempt = _settled(past.attempts[-1], done, cost, reserved.amount, margin_milli)
+        attempt = _settled(made, done, cost, reserved.amount, margin_milli)
+        past.attempts.append(attempt)
         if self._on_attempt is not None:
             self._on_attempt(request, attempt)
         return done, cost
@@ -392,9 +396,16 @@ class Attempts:
 
 
 def _settled(
-    attempt: Attempt, done: Answer | Failure | None, cost: Amount, reserved: Amount, margin_milli: int
+    made: tuple[str, int, str, int, float, str],
+    done: Answer | Failure | None,
+    cost: Amount,
+    reserved: Amount,
+    margin_milli: int,
 ) -> Attempt:
-    """The attempt with what it used and cost: whoever gets the result counts from it (actors/events.py)."""
+    """The attempt with what it used and cost: whoever gets the result counts from it (actors/events.py).
+
+    `made`: its first fields, to `message`.
+    """
     usage = None if done is None else done.usage
     unmetered = usage is None and isinstance(done, Answer)
     prompt_tokens, completion_tokens = (0, 0) if usage is None else usage[:2]
@@ -406,7 +417,7 @@ def _settled(
         if tokens > 1:
             per_token_s = max(0.0, done.duration_s - first_token_s) / (tokens - 1)
     return Attempt(
-        *attempt[:6],
+        *made,
         unmetered_tokens=cost.tokens if unmetered else 0,
         overrun_tokens=max(0, cost.tokens - reserved.tokens),
         margin_milli=margin_milli,

@@ -67,23 +67,27 @@ class Purse:
                     if not await self._call(message):
                         await asyncio.sleep(TICK_S)
 
-    async def reserve(self, account: Account, amount: Amount, timeout_s: float) -> Reserved:
-        """Set `amount` aside, waiting for it if need be.
+    def reserve_now(self, account: Account, amount: Amount) -> Reserved | None:
+        """Set `amount` aside; None when it has to be waited for. Raises BudgetExceeded when the ledger refuses."""
+        if self._waiting.get(account):
+            return None  # those who wait go first
+        answer = self._book.reserve(account, amount, time.monotonic())
+        match answer:
+            case Reserved():
+                return answer
+            case Refused():
+                raise answer.refusal.error()
+            case Short():
+                return None
+            case _:
+                assert_never(answer)
 
-        Raises BudgetExceeded when the ledger refuses, TimeoutError after `timeout_s` seconds.
-        """
-        line = self._waiting.get(account)
-        if not line:  # those who wait go first
-            answer = self._book.reserve(account, amount, time.monotonic())
-            match answer:
-                case Reserved():
-                    return answer
-                case Refused():
-                    raise answer.refusal.error()
-                case Short():
-                    line = self._waiting.setdefault(account, deque())
-                case _:
-                    assert_never(answer)
+    async def reserve(self, account: Account, amount: Amount, timeout_s: float) -> Reserved:
+        """Set `amount` aside, waiting for it if need be. Raises also TimeoutError, after `timeout_s` seconds."""
+        reserved = self.reserve_now(account, amount)
+        if reserved is not None:
+            return reserved
+        line = self._waiting.setdefault(account, deque())
         return await self._stand_in_line(account, amount, line, timeout_s)
 
     def settle(self, reserved: Reserved, spent: Amount, unknown: Amount) -> None:
