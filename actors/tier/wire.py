@@ -13,7 +13,7 @@ reading gives ConnectTimeoutError.
 
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from importlib.metadata import version
 from typing import cast
 from urllib.parse import urlsplit
@@ -50,9 +50,9 @@ class Wire:
     async def post(self, url: yarl.URL, headers: Mapping[str, str], body: bytes, timeout_s: float) -> Reply:
         return await self.send(prepare(url, headers), body, timeout_s)
 
-    async def send(self, request: Request, body: bytes, timeout_s: float) -> Reply:
-        """`post` for a request that is sent more than once."""
-        return await self._usable(timeout_s).post(request, body, timeout_s)
+    def send(self, request: Request, body: bytes, timeout_s: float) -> Awaitable[Reply]:
+        """`post` for a request that is sent more than once. No coroutine of its own, since each call passes here."""
+        return self._usable(timeout_s).post(request, body, timeout_s)
 
     async def stream(
         self, request: Request, body: bytes, first_byte_timeout_s: float, stall_timeout_s: float
@@ -113,7 +113,10 @@ class WireTransport:
         self._base_url = ""
 
     async def send(self, path: str, body: bytes, timeout_s: float) -> Reply:
-        return await self._wire.send(await self._request(path), body, timeout_s)
+        request = self._requests.get(path)
+        if request is None:
+            request = await self._request(path)
+        return await self._wire.send(request, body, timeout_s)
 
     async def stream(self, path: str, body: bytes, first_byte_timeout_s: float, stall_timeout_s: float) -> Streamed:
         return await self._wire.stream(await self._request(path), body, first_byte_timeout_s, stall_timeout_s)
