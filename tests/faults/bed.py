@@ -37,6 +37,7 @@ ENV = {
 CLUSTER = """
 import subprocess
 import sys
+import time
 import ray
 from ray.cluster_utils import Cluster
 
