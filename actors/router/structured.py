@@ -68,7 +68,8 @@ class Unparsed(NamedTuple):
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(?:json|JSON)[ \t]*\r?\n", re.MULTILINE)
 """A line that announces JSON. Inside a JSON text no line can begin so, since line ends in texts are escaped."""
-_WHOLE_FENCE = re.compile(r"```[\w-]*[ \t]*\r?\n(.*?)\r?\n?[ \t]*```", re.DOTALL)
+_FENCE_AROUND = re.compile(r"```[\w-]*[ \t]*\r?\n")
+"""What a reply begins with that is one fence from end to end, whatever it announces."""
 _OPENER = re.compile(r"[\[{]")
 _BEGINS = re.compile(r'\{[ \t\r\n]*["}]|\[[ \t\r\n]*(?:["\]\[{]|-?[0-9]|-?Infinity|true\b|false\b|null\b|NaN)')
 """What a JSON object or list begins with; NaN and Infinity too, so that they are refused by name."""
@@ -102,9 +103,10 @@ def parse_reply(text: str | bytes, limits: ParseLimits = ParseLimits()) -> Parse
         reply = reply.strip(_BLANK)
     if not reply:
         return Unparsed("the reply is empty")
-    fenced = _WHOLE_FENCE.fullmatch(reply)
-    if fenced:
-        reply = fenced[1].strip("\ufeff" + _BLANK)
+    opened = _FENCE_AROUND.match(reply)
+    if opened and reply.endswith("```", opened.end()):
+        # Not one expression from fence to fence: over a run of blanks, which models fall into, that would take its square.
+        reply = reply[opened.end() : -3].strip("\ufeff" + _BLANK)
     try:
         return Parsed(_value(reply, limits))
     except _Refused as error:
