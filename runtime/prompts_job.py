@@ -20,18 +20,18 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from actors.errors import ConfigError, InputError
 from runtime.batch.journal import replace_file, sync_folder
 from runtime.config import PromptSettings
-from runtime.prompts import PromptVersion, Rendered, load_prompts, parse_ref, pick, rendered
+from runtime.prompts import PromptVersion, Rendered, load_prompts, parse_ref, pick, rendered, variables_of
 from runtime.prompts_release import stop_trial
 from runtime.prompts_trial import TrialWatch
 
-__all__ = ["JobPrompt", "prompt_of_line"]
+__all__ = ["JobPrompt", "PromptWatch", "prompt_of_line"]
 
 FILE = "prompt.json"
 REPLACED = "replaced.jsonl"
@@ -54,6 +54,14 @@ class _Record:
     """`name@version` whose lines are to be taken out."""
     seen: dict[str, list[float]] = field(default_factory=dict)
     """What the sequential test has seen."""
+
+
+class PromptWatch(Protocol):
+    """What is told of rows that have ended: a job's one prompt, or those of a gateway's batch."""
+
+    def observe(self, ref: str, refused_replies: int, failed: str, cost_usd: float) -> list[str]: ...
+
+    def checkpoint(self) -> None: ...
 
 
 class JobPrompt:
@@ -79,6 +87,11 @@ class JobPrompt:
         self.taken_out = 0
         """Lines that `attach` has taken out: their rows are to be done again."""
         self._take(self._record(stable, trial))
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """What rows may bring, whichever version they get."""
+        return variables_of(self._registry, self.name)
 
     @property
     def identity(self) -> str:
