@@ -27,7 +27,7 @@ import orjson
 from actors.errors import ConfigError, InputError
 from runtime.batch.journal import replace_file, sync_folder
 from runtime.config import PromptSettings
-from runtime.prompts import PromptVersion, Rendered, load_prompts, parse_ref, pick, rendered, variables_of
+from runtime.prompts import PromptVersion, Registry, Rendered, load_prompts, parse_ref, pick, rendered, variables_of
 from runtime.prompts_release import stop_trial
 from runtime.prompts_trial import TrialWatch
 
@@ -67,11 +67,11 @@ class PromptWatch(Protocol):
 class JobPrompt:
     """`--prompt NAME[@V]` of one job. Made before the job is opened, `attach`ed to its journal before any row is read."""
 
-    def __init__(self, ref: str, settings: PromptSettings) -> None:
-        """Raises ConfigError for a prompt that cannot be used."""
+    def __init__(self, ref: str, settings: PromptSettings, registry: Registry | None = None) -> None:
+        """`registry`: what is live; None: what the files say now. Raises ConfigError for a prompt that cannot be used."""
         try:
             self.name, self._pinned = parse_ref(ref)
-            self._registry = load_prompts(settings.dir, only=self.name)
+            self._registry = registry or load_prompts(settings.dir, only=self.name)
             if self._pinned is not None:
                 self._registry.version(self.name, self._pinned)
                 stable, trial = self._pinned, dict[int, float]()

@@ -16,7 +16,6 @@ from actors.errors import ConfigError, InputError
 from runtime.config import PromptSettings
 from runtime.gateway.prompts import Prompts, refuse_unknown
 from runtime.prompts import Rendered, parse_ref
-from runtime.prompts_files import NAME
 from runtime.prompts_job import JobPrompt
 
 __all__ = ["BatchPrompts"]
@@ -58,11 +57,13 @@ class BatchPrompts:
         prompt = self._begun.get(asked)
         if prompt is None:
             name, number = asked
+            registry = self._live.looked(name)
+            registry.choose(
+                name, "", number
+            )  # with a code for what is not there; from here on the name is that of a folder
             try:
+                prompt = JobPrompt(ref, self._settings, registry)
                 place = self._folder / (name if number is None else f"{name}@{number}")
-                if not (NAME.fullmatch(name) and place.is_dir()):
-                    self._live.check(name, number)  # says by code what is not there
-                prompt = JobPrompt(ref, self._settings)
                 place.mkdir(parents=True, exist_ok=True)
                 prompt.attach(place, ("", ""), None)
             except ConfigError as error:

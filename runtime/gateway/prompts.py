@@ -78,7 +78,7 @@ class Prompts:
             name, pinned = parse_ref(ref)
         except ConfigError as error:
             raise InputError("invalid_prompt", error.message, field="prompt") from None
-        registry = self._looked(name)
+        registry = self.looked(name)
         refuse_unknown(name, variables_of(registry, name), variables)
         if unit is None:
             unit = orjson.dumps(variables, option=orjson.OPT_SORT_KEYS).decode()
@@ -87,11 +87,8 @@ class Prompts:
             version = registry.version(name, registry.release(name).stable)
         return rendered(version, variables)
 
-    def check(self, name: str, pinned: int | None) -> None:
-        """Raises InputError for a prompt or a version that is not served."""
-        self._looked(name).choose(name, "", pinned)
-
-    def _looked(self, name: str) -> Registry:
+    def looked(self, name: str) -> Registry:
+        """What is live, with this prompt as it is now. Raises InputError when nothing is."""
         live = self._open()
         if live is None:
             raise InputError("unknown_prompt", "no prompts are served here", field="prompt")

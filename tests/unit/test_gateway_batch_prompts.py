@@ -110,6 +110,15 @@ async def test_a_row_that_cannot_be_fails_by_itself(
     assert len(endpoint.bodies) == 1
 
 
+async def test_an_edit_that_went_wrong_takes_no_running_prompt_away(folder: Path) -> None:
+    """As over HTTP: what was right before is served on."""
+    async with front(folder, said) as (desk, _):
+        await desk.until(await desk.batch([row(1, "say@1")]), "completed")
+        (folder / "prompts" / "say" / "v3.yaml").write_text("version: 3\nuser_template: '{oops'\n")
+        seen = await desk.until(await desk.batch([row(1), row(2, "say@2")]), "completed")
+        assert seen["request_counts"]["completed"] == 2
+
+
 async def test_a_trial_that_a_batch_shows_to_be_worse_is_stopped(folder: Path) -> None:
     """The rows that come after get the stable version, here and everywhere."""
     for number in (1, 2):
