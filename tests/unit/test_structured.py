@@ -281,11 +281,20 @@ class TestValidator:
 
     def test_errors_are_bounded_in_number_and_length(self) -> None:
         """A reply of thousands of wrong items does not become a prompt of thousands of lines."""
-        value = orjson.dumps({"id": 1, "tags": ["x" * 10_000] * 1000})
+        value = orjson.dumps({"id": 1, "tags": ["x" * 10_000, *("c" * 1000)]})
         errors = Validator(SCHEMA).errors(value)
         assert len(errors) == 11
         assert errors[-1] == "and more"
         assert all(len(error) <= 300 for error in errors)
+
+    def test_of_a_large_value_the_first_error_is_told(self) -> None:
+        """A runaway reply may have as many errors as bytes, and the router has other rows to see to."""
+        items = b'{"anyOf":[{"type":"string"},{"type":"object","required":["x"]}]}'
+        of_list = Validator(b'{"type":"array","items":' + items + b"}")
+        first, more = of_list.errors(b"[" + b"1," * 400_000 + b"1]")
+        assert first.startswith("$[0]: ")
+        assert more == "and perhaps more"
+        assert of_list.errors(orjson.dumps(["x"] * 200_000)) == []
 
     def test_a_slow_pattern_gives_up(self) -> None:
         """A reply cannot hang the router in somebody's regular expression."""
