@@ -24,18 +24,18 @@ from uuid import uuid4
 
 from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ParsedChatCompletion
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from actors.errors import ActorLost, ClusterError, InputError, LaneClosed, LaneTimeout, RaycadeError
 from actors.lane import Lane
-from actors.messages import Amount, Failure, Request, Result
-from actors.router.demands import ask_again
-from actors.router.structured import content_of
+from actors.messages import Failure, Request, Result
+from actors.router.failures import FailureLog
 from actors.settings import QUALITIES, Quality
 from runtime.batch.reader import body_error
+from runtime.client_parse import parse
 from runtime.client_stream import GRACE_S, Stream
 from runtime.client_sync import SyncClient
-from runtime.client_values import CHAT, TYPES, Ask, Outcome, body_of, failed, parsed, row_ask, typed
+from runtime.client_values import CHAT, TYPES, Ask, Outcome, body_of, failed, row_ask, typed
 from runtime.config import Config, load_config, resolve_prices
 from runtime.encode import BodyEncoder, Terms, filled, rank_of
 from runtime.gateway.prompts import Prompts
@@ -304,30 +304,8 @@ class Client:
             _log.warning("%s", self._prompts.stop(stopped))  # once in a trial's life: it may wait for the disk
 
     async def _parse(self, kind: type[Model], request: Request) -> ParsedChatCompletion[Model]:
-        """The router sees to the schema; what only the class can tell (its validators) is asked for again here."""
-        until = time.monotonic() + request.deadline_s
-        spent, tries = Amount(), request.reply_retries + 1
-        for asked in range(tries):
-            result = await self._answer(request)
-            spent = spent.plus(result.cost)
-            result = result._replace(cost=spent, refused_replies=result.refused_replies + asked)
-            try:
-                value = kind.model_validate_json(result.parsed)
-                return parsed(kind, value, result.body, how(result, request.prompt))
-            except ValidationError as error:
-                reasons = [
-                    f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False)
-                ]
-            body = ask_again(request.body, content_of(result.body) or "", reasons)
-            request = request._replace(
-                body=body,
-                digest=b"",
-                prompt_bound_tokens=request.prompt_bound_tokens + len(body) - len(request.body),
-                start_tier=next(at for at, tier in enumerate(self.config.tiers) if tier.name == result.tier),
-                deadline_s=max(0.0, until - time.monotonic()),
-            )
-        said = f"{kind.__name__} refuses the answer, asked {tries} times: {'; '.join(reasons)}"
-        raise failed(Failure("invalid_output", said[:600], status=result.status, body=result.body, cost=spent))
+        log = FailureLog(os.path.abspath(self.config.state_dir))
+        return await parse(kind, request, self._answer, [tier.name for tier in self.config.tiers], log)
 
     # ------------------------------------------------------------------ many requests
 

@@ -41,6 +41,7 @@ __all__ = [
     "pick",
     "render",
     "rendered",
+    "variables_of",
 ]
 
 
@@ -127,6 +128,11 @@ def load_prompts(folder: str, only: str | None = None) -> Registry:
     if problems:
         raise joined(problems)
     return Registry(versions, releases)
+
+
+def variables_of(registry: Registry, name: str) -> frozenset[str]:
+    """Any version's: a rollback must not make callers wrong who give what the newer version wanted."""
+    return frozenset().union(*(version.variables for version in registry.versions(name).values()))
 
 
 def parse_ref(ref: str) -> tuple[str, int | None]:

@@ -20,18 +20,18 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from actors.errors import ConfigError, InputError
 from runtime.batch.journal import replace_file, sync_folder
 from runtime.config import PromptSettings
-from runtime.prompts import PromptVersion, Rendered, load_prompts, parse_ref, pick, rendered
+from runtime.prompts import PromptVersion, Registry, Rendered, load_prompts, parse_ref, pick, rendered, variables_of
 from runtime.prompts_release import stop_trial
 from runtime.prompts_trial import TrialWatch
 
-__all__ = ["JobPrompt", "prompt_of_line"]
+__all__ = ["JobPrompt", "PromptWatch", "prompt_of_line"]
 
 FILE = "prompt.json"
 REPLACED = "replaced.jsonl"
@@ -56,14 +56,22 @@ class _Record:
     """What the sequential test has seen."""
 
 
+class PromptWatch(Protocol):
+    """What is told of rows that have ended: a job's one prompt, or those of a gateway's batch."""
+
+    def observe(self, ref: str, refused_replies: int, failed: str, cost_usd: float) -> list[str]: ...
+
+    def checkpoint(self) -> None: ...
+
+
 class JobPrompt:
     """`--prompt NAME[@V]` of one job. Made before the job is opened, `attach`ed to its journal before any row is read."""
 
-    def __init__(self, ref: str, settings: PromptSettings) -> None:
-        """Raises ConfigError for a prompt that cannot be used."""
+    def __init__(self, ref: str, settings: PromptSettings, registry: Registry | None = None) -> None:
+        """`registry`: what is live; None: what the files say now. Raises ConfigError for a prompt that cannot be used."""
         try:
             self.name, self._pinned = parse_ref(ref)
-            self._registry = load_prompts(settings.dir, only=self.name)
+            self._registry = registry or load_prompts(settings.dir, only=self.name)
             if self._pinned is not None:
                 self._registry.version(self.name, self._pinned)
                 stable, trial = self._pinned, dict[int, float]()
@@ -79,6 +87,11 @@ class JobPrompt:
         self.taken_out = 0
         """Lines that `attach` has taken out: their rows are to be done again."""
         self._take(self._record(stable, trial))
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """What rows may bring, whichever version they get."""
+        return variables_of(self._registry, self.name)
 
     @property
     def identity(self) -> str:

@@ -41,6 +41,7 @@ __all__ = [
 MAX_ERRORS = 10
 MAX_ERROR_CHARS = 300
 MAX_VALUE_CHARS = 60
+MAX_LISTED_BYTES = 32 * 1024
 MAX_SCHEMA_BYTES = 256 * 1024
 MAX_SCHEMA_DEPTH = 100
 
@@ -68,7 +69,8 @@ class Unparsed(NamedTuple):
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(?:json|JSON)[ \t]*\r?\n", re.MULTILINE)
 """A line that announces JSON. Inside a JSON text no line can begin so, since line ends in texts are escaped."""
-_WHOLE_FENCE = re.compile(r"```[\w-]*[ \t]*\r?\n(.*?)\r?\n?[ \t]*```", re.DOTALL)
+_FENCE_AROUND = re.compile(r"```[\w-]*[ \t]*\r?\n")
+"""What a reply begins with that is one fence from end to end, whatever it announces."""
 _OPENER = re.compile(r"[\[{]")
 _BEGINS = re.compile(r'\{[ \t\r\n]*["}]|\[[ \t\r\n]*(?:["\]\[{]|-?[0-9]|-?Infinity|true\b|false\b|null\b|NaN)')
 """What a JSON object or list begins with; NaN and Infinity too, so that they are refused by name."""
@@ -102,9 +104,10 @@ def parse_reply(text: str | bytes, limits: ParseLimits = ParseLimits()) -> Parse
         reply = reply.strip(_BLANK)
     if not reply:
         return Unparsed("the reply is empty")
-    fenced = _WHOLE_FENCE.fullmatch(reply)
-    if fenced:
-        reply = fenced[1].strip("\ufeff" + _BLANK)
+    opened = _FENCE_AROUND.match(reply)
+    if opened and reply.endswith("```", opened.end()):
+        # Not one expression from fence to fence: over a run of blanks, which models fall into, that would take its square.
+        reply = reply[opened.end() : -3].strip("\ufeff" + _BLANK)
     try:
         return Parsed(_value(reply, limits))
     except _Refused as error:
@@ -262,20 +265,30 @@ class Validator:
                 else:
                     problem = "it is neither an object nor true or false"
         except jsonschema_rs.ValidationError as error:
-            problem = cut(f"{_place(error.instance_path)}: {_sentence(error)}", MAX_ERROR_CHARS)
+            problem = _told(error)
         except (ValueError, jsonschema_rs.ReferencingError) as error:
             problem = cut(str(error).partition("\n")[0], MAX_ERROR_CHARS)
         if problem:
             raise ConfigError(f"not a JSON Schema: {problem}")
 
     def errors(self, value: bytes) -> list[str]:
-        """What is wrong with a value that `parse_reply` accepted, a sentence each with its place; empty: nothing."""
+        """What is wrong with a value that `parse_reply` accepted, a sentence each with its place; empty: nothing.
+
+        Of a large value only the first: the library finds all of them at once, whose number may be that of its bytes.
+        """
+        loaded = orjson.loads(value)
+        if len(value) > MAX_LISTED_BYTES:
+            try:
+                self._validator.validate(loaded)
+            except jsonschema_rs.ValidationError as first:
+                return [_told(first), "and perhaps more"]
+            return []
         found: list[str] = []
-        for error in self._validator.iter_errors(orjson.loads(value)):
+        for error in self._validator.iter_errors(loaded):
             if len(found) == MAX_ERRORS:
                 found.append("and more")
                 break
-            found.append(cut(f"{_place(error.instance_path)}: {_sentence(error)}", MAX_ERROR_CHARS))
+            found.append(_told(error))
         return found
 
 
@@ -283,6 +296,10 @@ class Validator:
 def validator_of(schema: bytes) -> Validator:
     """The compiled schema, kept for the next row; a job has a handful of them, a gateway's clients bring their own."""
     return Validator(schema)
+
+
+def _told(error: jsonschema_rs.ValidationError) -> str:
+    return cut(f"{_place(error.instance_path)}: {_sentence(error)}", MAX_ERROR_CHARS)
 
 
 def _sentence(error: jsonschema_rs.ValidationError) -> str:

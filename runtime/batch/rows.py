@@ -65,6 +65,9 @@ class Encoder:
     def _said(self, row: Row) -> tuple[dict[str, Any], Terms]:
         rendered, terms = self._rendered(row), self._terms
         if rendered is None:
+            if row.path == "/chat/completions" and not row.body.get("messages"):
+                message = "a prompt of the registry is named with --prompt NAME here, and rows bring `variables`"
+                raise _refuse(row, "invalid_body", "body.raycade", message)
             return row.body, terms
         return rendered.body, Terms(
             min_quality=max(terms.min_quality, rendered.min_quality),

@@ -28,7 +28,7 @@ from runtime.batch.recall import Recall, RowEncoder
 from runtime.batch.recorder import Recorder
 from runtime.batch.tally import Tally
 from runtime.batch.writer import OutputWriter
-from runtime.prompts_job import JobPrompt
+from runtime.prompts_job import PromptWatch
 from runtime.routers import REDO_LIMIT, budget_pause_s, how, latency_s, least_loaded, weight
 
 __all__ = ["BatchRun", "Ending", "Stop"]
@@ -69,7 +69,7 @@ class BatchRun:
         on_event: Callable[..., None],
         last_rows: Callable[[], None] = lambda: None,
         facts: Facts | None = None,
-        prompt: JobPrompt | None = None,
+        prompt: PromptWatch | None = None,
         in_flight_bytes: int = IN_FLIGHT_BYTES,
         recorder: Recorder | None = None,
         recall: Recall | None = None,

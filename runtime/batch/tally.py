@@ -17,6 +17,7 @@ class Tally:
         self.failed = 0
         self.coalesced = 0
         self.prompt_tokens = 0
+        """Of all calls that told their usage, also of those whose reply was refused."""
         self.completion_tokens = 0
         self.cost_usd_micros = 0
         self.saved_tokens = 0
@@ -61,12 +62,14 @@ class Tally:
     def result(self, result: Result, first: str) -> None:
         """Count a row that led its own call; `first` is the tier that it should have had."""
         self.succeeded += 1
-        self.prompt_tokens += result.usage.prompt_tokens
-        self.completion_tokens += result.usage.completion_tokens
+        before = result.attempts[:-1]
+        self._spent(before)
+        self._tokens(result.tier, result.usage.prompt_tokens, result.usage.completion_tokens)
         self.cost_usd_micros += result.cost.usd_micros
         self.served[result.tier] += 1
-        self.tier_tokens[result.tier] += result.usage.total_tokens
-        self.tier_cost_usd_micros[result.tier] += result.cost.usd_micros
+        self.tier_cost_usd_micros[result.tier] += result.cost.usd_micros - sum(
+            attempt.booked.usd_micros for attempt in before
+        )
         if result.tier != first:
             self.fell_back[first] += 1
         self._attempts(result.attempts)
@@ -91,7 +94,19 @@ class Tally:
     def spent_in_vain(self, failure: Failure) -> None:
         """Count what a request cost that has no answer: one that failed, or one that a budget put off half-way."""
         self.cost_usd_micros += failure.cost.usd_micros
+        self._spent(failure.attempts)
         self._attempts(failure.attempts)
+
+    def _spent(self, attempts: Iterable[Attempt]) -> None:
+        """Count what calls cost that gave no row its answer: replies that a schema refused, above all."""
+        for attempt in attempts:
+            self._tokens(attempt.tier, attempt.prompt_tokens, attempt.completion_tokens)
+            self.tier_cost_usd_micros[attempt.tier] += attempt.booked.usd_micros
+
+    def _tokens(self, tier: str, prompt: int, completion: int) -> None:
+        self.prompt_tokens += prompt
+        self.completion_tokens += completion
+        self.tier_tokens[tier] += prompt + completion
 
     def _attempts(self, attempts: Iterable[Attempt]) -> None:
         for attempt in attempts:

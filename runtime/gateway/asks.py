@@ -6,6 +6,7 @@ upstream is refused: those are the operator's, and gateways have been robbed by 
 """
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, Protocol
 
 import orjson
@@ -92,8 +93,19 @@ class Asks:
         """What `model` may be for this key: `auto` and the names of its tiers."""
         return [CASCADE, *(tier.name for tier in self._tiers if _may(key, tier))]
 
-    def read(self, id: str, path: str, body: bytes, headers: Mapping[str, str], key: Key) -> Request:
-        """The request in a POST to `path`. Raises HttpError with the field that is wrong."""
+    def with_prompts(self, prompts: Rendering) -> "Asks":
+        """The same with other prompts: a batch has those that were live when it began."""
+        other = copy(self)
+        other._prompts = prompts
+        return other
+
+    def read(
+        self, id: str, path: str, body: bytes, headers: Mapping[str, str], key: Key, unit: str | None = None
+    ) -> Request:
+        """The request in a POST to `path`. Raises HttpError with the field that is wrong.
+
+        `unit`: what a prompt's version is chosen for, where the body does not say.
+        """
         try:
             value = orjson.loads(body)
         except orjson.JSONDecodeError as error:
@@ -103,7 +115,7 @@ class Asks:
         for name in value.keys() & OPERATORS_OWN:
             raise HttpError(400, f"a request cannot set {name} here", code="not_allowed", param=name)
         extras = _extras(value.pop("raycade", None))
-        prompt = self._prompted(path, value, extras, key)
+        prompt = self._prompted(path, value, extras, key, extras.unit or unit)
         content = CONTENT[path]
         if value.get(content) is None and not (path == "/responses" and value.get("prompt") is not None):
             raise HttpError(400, f"{content} is missing", code="missing_field", param=content)
@@ -116,7 +128,9 @@ class Asks:
             raise HttpError(400, f"answers of {path} are not streamed here", code="not_supported", param="stream")
         return self._request(id, path, value, headers, extras, key, bool(stream), prompt)
 
-    def _prompted(self, path: str, value: dict[str, Any], extras: Extras, key: Key) -> Rendered | None:
+    def _prompted(
+        self, path: str, value: dict[str, Any], extras: Extras, key: Key, unit: str | None
+    ) -> Rendered | None:
         """Have a registered prompt make the body's messages. What the caller says beside them goes before its defaults."""
         if extras.prompt is None:
             if extras.variables is not None or extras.unit is not None:
@@ -133,7 +147,7 @@ class Asks:
         if self._prompts is None:
             raise HttpError(400, "no prompts are served here", code="unknown_prompt", param="raycade.prompt")
         try:
-            made = self._prompts.rendered(extras.prompt, extras.variables or {}, extras.unit)
+            made = self._prompts.rendered(extras.prompt, extras.variables or {}, unit)
         except InputError as error:
             param = f"raycade.{error.field or 'prompt'}"
             raise HttpError(400, error.message, code=error.code, param=param) from None

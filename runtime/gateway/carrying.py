@@ -2,7 +2,8 @@
 
     input file -> checked, every row -> BatchRun over the desk's own router -> out.jsonl, out.errors.jsonl -> files
 
-A row is what the same body sent to the same url by the same key would be: `Asks` reads both. What stands in the journal is
+A row is what the same body sent to the same url by the same key would be: `Asks` reads both (batch_prompts.py says which
+versions of prompts it gets). What stands in the journal is
 done; a gateway that ends or dies in mid-batch is followed by one that goes on there.
 """
 
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -23,6 +25,7 @@ from runtime.batch.reader import InputSet, RawRow, Row, RowError, open_input, pa
 from runtime.batch.run import BatchRun, Ending
 from runtime.batch.writer import OutputWriter
 from runtime.gateway.asks import Asks
+from runtime.gateway.batch_prompts import BatchPrompts
 from runtime.gateway.batch_rules import (
     MAX_ERRORS,
     Batch,
@@ -60,6 +63,8 @@ class Means(NamedTuple):
 
     shelf: Shelf
     asks: Asks
+    prompts: Callable[[Path], BatchPrompts]
+    """By the folder of what a batch keeps of them."""
     make_lanes: Callable[..., list[Lane[Request, Any]]]
     last_rows: Callable[[str], None]
     clock: Callable[[], float]
@@ -83,6 +88,7 @@ class Carrying:
         self._means = means
         self._key = key
         self._folder = means.shelf.batch_folder(batch)
+        self._prompts = means.prompts(self._folder / "prompts")
         self._run: BatchRun | None = None
         self._journal: Journal | None = None
         self._stopping = asyncio.Event()
@@ -174,6 +180,7 @@ class Carrying:
         if first != row.line:
             message = f"The custom_id {row.custom_id[:80]!r} is that of line {first} already."
             return Fault("duplicate_custom_id", message, row.line, "custom_id")
+        self._prompts.begin(row.body)
         return wrong_row(row, self.batch.endpoint)
 
     # ------------------------------------------------------------------ the rows
@@ -194,7 +201,7 @@ class Carrying:
         async with self._files() as (inputs, journal, writer):
             run = BatchRun(
                 inputs,
-                _RowReader(means.asks, self._key, batch.id),
+                _RowReader(means.asks.with_prompts(self._prompts), self._key, batch.id),
                 journal,
                 writer,
                 means.make_lanes,
@@ -205,6 +212,7 @@ class Carrying:
                 on_event=self._noted,
                 last_rows=partial(means.last_rows, batch.id),
                 in_flight_bytes=IN_FLIGHT_BYTES,
+                prompt=self._prompts,
             )
             if self.why:
                 return Ending("interrupted", "")
@@ -273,7 +281,8 @@ class _RowReader:
 
     def encode(self, row: Row) -> Request:
         try:
-            request = self._asks.read(row.custom_id, row.path, orjson.dumps(row.body), NO_HEADERS, self._key())
+            body = orjson.dumps(row.body)
+            request = self._asks.read(row.custom_id, row.path, body, NO_HEADERS, self._key(), row.custom_id)
         except HttpError as error:
             code, message, field = error.code or "invalid_body", error.message, f"body.{error.param or ''}".rstrip(".")
         except (TypeError, ValueError) as error:

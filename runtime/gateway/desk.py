@@ -28,6 +28,7 @@ from runtime.batch.journal import OutputError
 from runtime.config import Config
 from runtime.gateway.app import NOBODY
 from runtime.gateway.asks import Asks
+from runtime.gateway.batch_prompts import BatchPrompts
 from runtime.gateway.batch_rules import (
     WINDOW_S,
     Batch,
@@ -46,6 +47,7 @@ from runtime.gateway.carrying import Carrying, Means, Why
 from runtime.gateway.errors import BUSY_S, HttpError
 from runtime.gateway.keyfile import KeyFile
 from runtime.gateway.keys import Key
+from runtime.gateway.prompts import Prompts
 from runtime.gateway.shelf import Shelf, new_id
 
 __all__ = ["Desk"]
@@ -268,10 +270,11 @@ class Desk:
 
     def _carried_with(self) -> Means:
         if self._means is None:
-            settings = self._config.gateway
+            settings, prompts = self._config.gateway, self._config.prompts
             self._means = Means(
                 self._shelf,
                 self._make_asks(),
+                partial(BatchPrompts, Prompts(prompts), prompts),
                 self._lanes,
                 self._last_rows,
                 time.time,

@@ -12,19 +12,26 @@ requests here from that moment on, and elsewhere as soon as release.yaml says so
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 import orjson
 
 from actors.errors import ConfigError, InputError
 from runtime.config import PromptSettings
-from runtime.prompts import LivePrompts, Registry, Release, Rendered, parse_ref, rendered
+from runtime.prompts import LivePrompts, Registry, Release, Rendered, parse_ref, rendered, variables_of
 from runtime.prompts_job import WORSE
 from runtime.prompts_release import stop_trial
 from runtime.prompts_trial import TrialWatch
 
-__all__ = ["Prompts", "Stopped"]
+__all__ = ["Prompts", "Stopped", "refuse_unknown"]
+
+
+def refuse_unknown(name: str, known: Set[str], given: Mapping[str, Any]) -> None:
+    """Raises InputError for a variable that no version has."""
+    for each in sorted(given.keys() - known):
+        message = f"no version of prompt {name} has a variable of this name; there are: {', '.join(sorted(known))}"
+        raise InputError("unknown_variable", message, field=f"variables.{each}")
 
 
 class Stopped(NamedTuple):
@@ -71,22 +78,22 @@ class Prompts:
             name, pinned = parse_ref(ref)
         except ConfigError as error:
             raise InputError("invalid_prompt", error.message, field="prompt") from None
-        live = self._open()
-        if live is None:
-            raise InputError("unknown_prompt", "no prompts are served here", field="prompt")
-        live.look(name)
-        registry = live.registry()
-        known = set().union(*(version.variables for version in registry.versions(name).values()))
-        # Any version's: a rollback must not make callers wrong who give what the newer version wanted.
-        for each in sorted(variables.keys() - known):
-            message = f"no version of prompt {name} has a variable of this name; there are: {', '.join(sorted(known))}"
-            raise InputError("unknown_variable", message, field=f"variables.{each}")
+        registry = self.looked(name)
+        refuse_unknown(name, variables_of(registry, name), variables)
         if unit is None:
             unit = orjson.dumps(variables, option=orjson.OPT_SORT_KEYS).decode()
         version = registry.choose(name, unit, pinned)
         if pinned is None and version.version in self._stopped(name, registry):
             version = registry.version(name, registry.release(name).stable)
         return rendered(version, variables)
+
+    def looked(self, name: str) -> Registry:
+        """What is live, with this prompt as it is now. Raises InputError when nothing is."""
+        live = self._open()
+        if live is None:
+            raise InputError("unknown_prompt", "no prompts are served here", field="prompt")
+        live.look(name)
+        return live.registry()
 
     def _stopped(self, name: str, registry: Registry) -> set[int]:
         """Trials that have been stopped here under the release that holds."""

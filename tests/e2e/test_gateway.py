@@ -360,6 +360,8 @@ def lines_of(client: openai.OpenAI, file: str | None) -> dict[str, dict[str, Any
 def test_a_batch_by_the_official_client(client: openai.OpenAI, gateway: GatewayProcess, mock: MockProcess) -> None:
     """From upload to both files, though the process that carries it out is killed on the way; another key sees none of it."""
     rows = [chat(number, model="steady") for number in range(400)] + [chat(400, model="gpt-99")]
+    prompted = {"model": "steady", "raycade": {"prompt": "say@1", "variables": {"text": "row 401"}}}
+    rows.append(chat(401) | {"body": prompted})
     mock.reset()
     id = batch_of(client, rows, purpose="test")
     while mock.stats()["tiers"]["steady"]["requests"] < 100:
@@ -369,13 +371,16 @@ def test_a_batch_by_the_official_client(client: openai.OpenAI, gateway: GatewayP
     batch = ended(client.with_options(max_retries=10), id)
     assert (batch.status, batch.metadata) == ("completed", {"purpose": "test"})
     assert batch.request_counts is not None
-    assert batch.request_counts.model_dump() == {"total": 401, "completed": 400, "failed": 1}
+    assert batch.request_counts.model_dump() == {"total": 402, "completed": 401, "failed": 1}
     good, bad = lines_of(client, batch.output_file_id), lines_of(client, batch.error_file_id)
     assert [line["error"]["code"] for line in bad.values()] == ["model_not_found"]
     assert all(f"row-{number}" in good for number in range(400))
     body = good["row-7"]["response"]["body"]
     assert openai.types.chat.ChatCompletion.model_validate(body).usage is not None
     assert body["raycade"]["tier"] == "steady"
+    body = good["row-401"]["response"]["body"]
+    assert body["raycade"]["prompt"] == "say@1"
+    assert body["choices"][0]["message"]["content"].startswith(echo("First: row 401"))
     assert mock.stats()["tiers"]["steady"]["requests"] <= 2 * 400  # what was in flight was asked again, once
     assert next(one.id for one in client.batches.list(limit=1)) == id
     assert {one.id for one in client.files.list(limit=2)} >= {batch.output_file_id, batch.input_file_id}

@@ -92,7 +92,9 @@ async def front(
     house = House(folder, {"a": endpoint, "b": endpoint})
     tiers = [{"name": name, "model": f"model-{name}", "base_url": "http://x"} for name in ("a", "b")]
     gateway = {"keys_file": str(keyfile), **config}
-    settings = Config.model_validate({"state_dir": str(folder), "tiers": tiers, "gateway": gateway})
+    settings = Config.model_validate(
+        {"state_dir": str(folder), "tiers": tiers, "gateway": gateway, "prompts": {"dir": str(folder / "prompts")}}
+    )
     asks = Asks(settings.tiers, min_quality="basic", deadline_s=30.0, share=True)
     desk = Desk(settings, str(folder / "gateway"), lambda: asks, partial(house.another_router, "desk"))
     working = asyncio.create_task(desk.run())

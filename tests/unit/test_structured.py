@@ -33,6 +33,8 @@ ACCEPTED = [
     (f'{FENCE}JSON\r\n{{"a":1}}\r\n{FENCE}\n', '{"a":1}'),
     (f'{FENCE}json\n{{"a":1}}', '{"a":1}'),
     (f"{FENCE}json\ntrue\n{FENCE}", "true"),
+    (f'{FENCE}\n{{"a":1}} {FENCE}', '{"a":1}'),
+    (f'{FENCE}json\n{{"a":1}}\n{FENCE}{FENCE}', '{"a":1}'),
     (f'{FENCE}json\n{{"a": "{FENCE}"}}\n{FENCE}', f'{{"a": "{FENCE}"}}'),
     (f'Sure, here is:\n\n{FENCE}json\n{{"a":1}}\n{FENCE}\nAnything else?', '{"a":1}'),
     (f"As item [1] says:\n{FENCE}json\n[2]\n{FENCE}", "[2]"),
@@ -114,6 +116,14 @@ def test_limits_are_those_of_the_caller() -> None:
     assert isinstance(parse_reply("[[1]]", ParseLimits(max_depth=2)), Parsed)
     assert isinstance(parse_reply("[[1]]", ParseLimits(max_depth=1)), Unparsed)
     assert isinstance(parse_reply("[[[]]]", ParseLimits(max_depth=2)), Unparsed)
+
+
+@pytest.mark.parametrize(
+    "reply", [f"{FENCE}\n{{}}{' ' * 900_000}x", f"{FENCE}json\n{{{' ' * 900_000}", "[x] " * 200_000]
+)
+def test_a_reply_of_a_megabyte_of_blanks_is_soon_judged(reply: str) -> None:
+    """Models fall into blanks without end; the router that reads them has other rows to see to meanwhile."""
+    assert parse_reply(reply) is not None
 
 
 def test_depth_is_not_the_number_of_brackets() -> None:
@@ -271,11 +281,20 @@ class TestValidator:
 
     def test_errors_are_bounded_in_number_and_length(self) -> None:
         """A reply of thousands of wrong items does not become a prompt of thousands of lines."""
-        value = orjson.dumps({"id": 1, "tags": ["x" * 10_000] * 1000})
+        value = orjson.dumps({"id": 1, "tags": ["x" * 10_000, *("c" * 1000)]})
         errors = Validator(SCHEMA).errors(value)
         assert len(errors) == 11
         assert errors[-1] == "and more"
         assert all(len(error) <= 300 for error in errors)
+
+    def test_of_a_large_value_the_first_error_is_told(self) -> None:
+        """A runaway reply may have as many errors as bytes, and the router has other rows to see to."""
+        items = b'{"anyOf":[{"type":"string"},{"type":"object","required":["x"]}]}'
+        of_list = Validator(b'{"type":"array","items":' + items + b"}")
+        first, more = of_list.errors(b"[" + b"1," * 400_000 + b"1]")
+        assert first.startswith("$[0]: ")
+        assert more == "and perhaps more"
+        assert of_list.errors(orjson.dumps(["x"] * 200_000)) == []
 
     def test_a_slow_pattern_gives_up(self) -> None:
         """A reply cannot hang the router in somebody's regular expression."""

@@ -309,6 +309,22 @@ def test_answers_without_usage_are_told_with_what_was_booked(job: Job) -> None:
     assert "3 answers came without usage; each was booked at its reservation (1,800 tokens in all)." in job.words()
 
 
+def test_replies_that_a_schema_refused_count_with_their_tokens(job: Job) -> None:
+    """They were paid for: the cost and the tokens that stand beside it are of the same calls, at the tier of each."""
+    refused = Attempt(
+        "premium", 0, "ok", 200, 0.1, prompt_tokens=100, completion_tokens=20, booked=Amount(120, 70), misfit=True
+    )
+    answered = refused._replace(tier="standard", booked=Amount(120, 7), misfit=False)
+    usage, attempts = Usage(100, 20), (refused, answered)
+    job.tally.result(Result(b"{}", 200, "standard", attempts, usage, Amount(240, 77)), "premium")
+    job.tally.failure("invalid_output", Failure("invalid_output", "", attempts=(refused,) * 2, cost=Amount(240, 140)))
+    told = summary_dict(CONFIG, job.journal, job.run, DONE, 13.2, job.out, job.errors)
+    assert told["tokens"] == {"prompt": 400, "completion": 80, "total": 480}
+    assert told["cost_usd"] == pytest.approx(217e-6)
+    spent = {tier["name"]: (tier["tokens"], round(tier["cost_usd"] * 1e6)) for tier in told["tiers"]}
+    assert spent == {"premium": (360, 210), "standard": (120, 7)}
+
+
 def test_usage_above_its_reservation_is_told_with_the_margin(job: Job) -> None:
     """The sum by tier, and how much wider the next reservations are."""
     for overrun_tokens, margin_milli in ((1_000, 1_300), (200, 0), (34, 1_250)):
