@@ -154,10 +154,12 @@ class _Visitor(_Frames):
     async def _serve(self, name: str, generation: int, gap: Any) -> None:
         batches = self._served.completions(name, generation, gap)
         try:
-            with contextlib.suppress(Exception):  # whatever it is, the caller sees that the lane is lost
-                async for batch in batches:
-                    self.say(batch)
-                    await self.drained()
+            async for batch in batches:
+                self.say(batch)
+                await self.drained()
+        except Exception as error:  # the caller sees that the lane is lost, and this process' log why
+            context = {"message": f"lane {name} ended", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
         finally:
             self.close()
             await batches.aclose()
