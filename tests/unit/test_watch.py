@@ -21,8 +21,10 @@ ENTRY = Entry("job-1", "run1", 4711, "/data/out.jsonl", 1000.0, "http://127.0.0.
 OPEN = ActorScene("0", "open", "open", "HTTP 503, \x1b[31mno", 4.0, 26.0, 0, 0, 20, 1)
 WELL = ActorScene("1", "closed", "closed", "", 65.0, None, 12, 3, 20, 0)
 SCENE = Scene(
-    job=JobScene(
-        "run1", "/out", 65.0, 40, 100, 0.4, 8.0, 7.5, 1, 2, 10, 999, 1_500_000, 3, ("no row has ended for 12 s",)
+    jobs=(
+        JobScene(
+            "run1", "/out", 65.0, 40, 100, 0.4, 8.0, 7.5, 1, 2, 10, 999, 1_500_000, 3, ("no row has ended for 12 s",)
+        ),
     ),
     tiers=(TierScene("premium", "gpt", 7, {"server": 2}, (OPEN, WELL)), TierScene("basic", "small", 0, {}, ())),
     budgets=(
@@ -54,8 +56,7 @@ class Door:
 
 
 def told(scene: Scene = SCENE) -> dict[str, Any]:
-    assert scene.job is not None
-    return {"age_s": 0.0, **plain(scene._replace(job=None)), "jobs": [plain(scene.job)]}
+    return {"age_s": 0.0, **plain(scene)}
 
 
 def text(rates: Rates, scene: Scene = SCENE, width: int = 160) -> str:
