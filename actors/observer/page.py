@@ -21,7 +21,7 @@ def _hash(tag: bytes) -> str:
 
 HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; connect-src 'self'; script-src {_hash(b'script')}; "
-    f"style-src {_hash(b'style')}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    f"style-src {_hash(b'style')}; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
