@@ -7,11 +7,13 @@ import base64
 import hashlib
 from pathlib import Path
 
-__all__ = ["HEADERS", "LIVE_S", "PAGE"]
+__all__ = ["HEADERS", "KEYED_PAGE", "LIVE_S", "PAGE"]
 
 LIVE_S = 1.0
 """So often it is told how things are."""
 PAGE = Path(__file__).with_name("page.html").read_bytes()
+KEYED_PAGE = PAGE.replace(b"<body>", b"<body data-keyed>")
+"""Where a key is needed: it asks for one at once, instead of being refused first."""
 
 
 def _hash(tag: bytes) -> str:

@@ -26,6 +26,7 @@ from runtime.prompts_release import release
 from runtime.running import running_jobs
 from runtime.status import asked
 from tests.e2e.browser import Page, serving_page
+from tests.e2e.chromium import chromium
 from tests.e2e.fuzz import fuzz, tracebacks
 from tests.e2e.gateways import GatewayProcess
 from tests.e2e.jobs import ROOT, actor_pids, chat
@@ -629,6 +630,25 @@ def test_a_batchs_rows_are_in_the_metrics_and_its_progress_in_status(
         assert more("raycade_tier_tokens_total", tier="slow", type=kind) == meter[f"{kind}_tokens"]
         of_lines = sum(line["response"]["body"]["usage"][f"{kind}_tokens"] for line in good.values())
         assert of_lines == meter[f"{kind}_tokens"]
+
+
+async def test_the_page_asks_for_a_key_and_takes_it_from_the_keyboard(gateway: GatewayProcess) -> None:
+    """It shows nothing before, and nothing to a key that is not marked so; without one its console has no error."""
+    async with chromium() as tab:
+        await tab.open(f"{gateway.root}/ui")
+        await tab.until("document.getElementById('state')?.textContent === 'a key is needed'")
+        assert await tab.value("document.activeElement.id") == "key"
+        assert await tab.value("document.querySelectorAll('#tiers article').length") == 0
+        assert tab.errors == []
+        await tab.type(KEY)
+        await tab.until("document.getElementById('state').textContent === 'this key may not see it'")
+        assert await tab.value("document.querySelectorAll('#tiers article').length") == 0
+        assert [error for error in tab.errors if "403" not in error] == []
+        await tab.type(OPS)
+        await tab.until("document.querySelectorAll('#tiers article').length === 9")
+        assert await tab.value("document.getElementById('ask').hidden")
+        assert OPS not in await tab.value("document.documentElement.outerHTML")
+        assert len(tab.errors) == 1, "the refusal of the other key"
 
 
 # ---- the Responses API, streamed

@@ -60,8 +60,10 @@ def test_a_runaway_loop_is_stopped_told_and_shown(tmp_path: Path) -> None:
     on when somebody says so."""
     port = free_port()
     with MockProcess({"tiers": {"dear": {"latency": 0.05}}}) as mock:
-        tiers = [{"name": "dear", "base_url": mock.tier_url("dear"), "price": {"prompt": 1000, "completion": 2000}}]
-        anomaly = {"min_minutes": 0, "factor": 8, "floor_usd_per_minute": 1, "stop": True}
+        tiers = [{"name": "dear", "base_url": mock.tier_url("dear"), "price": {"prompt": 3000, "completion": 6000}}]
+        # A small factor over a high floor: when the minute turns just before the limit, what was spent in it is the usual
+        # of the next one, which must be out of bounds all the same.
+        anomaly = {"min_minutes": 0, "factor": 2, "floor_usd_per_minute": STOP_USD / 2, "stop": True}
         config = {"telemetry": {"metrics_port": port}, "budget": {"anomaly": anomaly, "usd": {"per_day": 1000}}}
         rules = command("metrics", "rules").stdout
         with (
@@ -82,7 +84,7 @@ def test_a_runaway_loop_is_stopped_told_and_shown(tmp_path: Path) -> None:
             wait_until(both_fired, process)
             assert loop.answered > 20
             meter = mock.stats()["tiers"]["dear"]
-            spent_usd = (meter["prompt_tokens"] * 1000 + meter["completion_tokens"] * 2000) / 1e6
+            spent_usd = (meter["prompt_tokens"] * 3000 + meter["completion_tokens"] * 6000) / 1e6
             assert STOP_USD / 2 < spent_usd < 4 * STOP_USD, "it is stopped by reports of a second each"
             asyncio.run(page_tells(gateway))
             before = mock.stats()["tiers"]["dear"]["requests"]
