@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from actors.budget.rows import Snapshot
 from actors.events import NONE, Tally
@@ -82,6 +83,8 @@ class Telemetry:
         if "observer" not in cluster.handles:
             return
         self._cluster = cluster
+        # A client that is opened again begins anew: what it told before has been added up, and its source has ended.
+        self._tally = Tally(f"{self._name}/{uuid4().hex[:8]}", self._view.models)
         entry = Entry(self._name, self._job, os.getpid(), _program(), time.time(), kind="client")
         running = Running(self._config.state_dir, entry)
         if registered:

@@ -11,6 +11,8 @@ import pytest_asyncio
 
 from actors.errors import RequestFailed
 from runtime import Client
+from runtime.cluster import Cluster
+from runtime.config import resolve_prices
 from runtime.mock.process import MockProcess
 from runtime.running import running_jobs
 from tests.cluster.test_client import config
@@ -25,6 +27,19 @@ TIERS: dict[str, Any] = {
     "long": {"tokens": 400, "tokens_per_s": 10},
     "sleepy": {"latency": 20},
 }
+
+
+class Shared:
+    """A set of actors that somebody else keeps."""
+
+    def __init__(self, home: str) -> None:
+        self.home = home
+
+    async def join(self) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +119,19 @@ async def test_status_finds_the_program_and_its_jobs_budget(client: Client, fold
                 break
             await asyncio.sleep(0.2)
     assert {tier["name"] for tier in told["tiers"]} == set(TIERS)
+
+
+async def test_a_client_that_is_opened_again_counts_on(mock: MockProcess, tmp_path: Path) -> None:
+    """On a set of actors that stays, as that of `raycade up`: its counters never fall, and each request is in them once."""
+    settings = config(mock, tmp_path, telemetry={"metrics_port": 0})
+    home = await Cluster.kept(settings, resolve_prices(settings), "kept-for-test")
+    program = Client(settings, kept=Shared(home.home))  # type: ignore[arg-type]
+    for number in range(2):
+        async with program:
+            await program.complete(f"Opened {number}", model="steady")
+    taken, _, _ = await home.observer()
+    async with aiohttp.ClientSession() as session, session.get(f"{taken.address}/metrics") as reply:
+        seen = parsed(await reply.text())
+    await home.close()
+    assert total(seen, "raycade_requests_total", outcome="ok") == 2
+    assert total(seen, "raycade_observer_sources") == 2

@@ -4,6 +4,7 @@ With the real gateway, a real Prometheus that goes by the rules that `raycade me
 """
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from runtime.mock.process import MockProcess
 from tests.e2e.chromium import chromium
 from tests.e2e.gateways import GatewayProcess
 from tests.e2e.jobs import ROOT, wait_until
-from tests.e2e.test_metrics import command, firing, free_port, prometheus
+from tests.e2e.test_metrics import command, firing, free_port, last_samples, prometheus
 
 STOP_USD = 8
 """A minute; the rules warn at 5."""
@@ -69,10 +70,12 @@ def test_a_runaway_loop_is_stopped_told_and_shown(tmp_path: Path) -> None:
         with (
             GatewayProcess(tmp_path, tiers, **config) as gateway,
             prometheus(tmp_path / "prometheus", port, rules) as address,
-            Loop(gateway.url) as loop,
+            contextlib.ExitStack() as looping,
         ):
             process = gateway.process
             assert process is not None
+            wait_until(lambda: is_watched(address), process)
+            loop = looping.enter_context(Loop(gateway.url))
             wait_until(lambda: bool(loop.refusals), process)
             assert loop.refusals[0].code == "budget_exceeded", loop.refusals[0]
             fired: set[str] = set()
@@ -98,6 +101,14 @@ def test_a_runaway_loop_is_stopped_told_and_shown(tmp_path: Path) -> None:
                 check=True,
             )
             wait_until(lambda: mock.stats()["tiers"]["dear"]["requests"] > before, process)
+
+
+def is_watched(address: str) -> bool:
+    """Whether Prometheus has a sample of what the tier has cost: nothing, but told."""
+    try:
+        return ("raycade_tier_cost_dollars_total", (("tier", "dear"),)) in last_samples(address)
+    except OSError:  # it has just been started
+        return False
 
 
 async def page_tells(gateway: GatewayProcess) -> None:
