@@ -103,6 +103,10 @@ class Tally:
         self._rare: dict[Key, int] = {}
         self._rarer: dict[Key, _Histogram] = {}
         self._prompts: set[str] = set()
+        for (
+            name
+        ) in models:  # told as nought from the beginning: what Prometheus first sees of a counter is no increase to it
+            self._tier(name)
 
     def request(
         self,

@@ -191,6 +191,8 @@ class Result(NamedTuple):
     """The validated JSON value when the request had a schema."""
     refused_replies: int = 0
     """Replies before it that did not satisfy the schema."""
+    trace: str = ""
+    """Where requests are traced: the span of the one that made the call, as a `traceparent`, for those that share it."""
 
     @property
     def metered(self) -> bool:

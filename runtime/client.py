@@ -15,7 +15,6 @@ import asyncio
 import itertools
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from functools import lru_cache, partial
@@ -26,22 +25,24 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ParsedChatCompletion
 from pydantic import BaseModel
 
-from actors.errors import ActorLost, ClusterError, InputError, LaneClosed, LaneTimeout, RaycadeError
+from actors.errors import ClusterError, InputError, RaycadeError
 from actors.lane import Lane
 from actors.messages import Failure, Request, Result
 from actors.router.failures import FailureLog
 from actors.settings import QUALITIES, Quality
 from runtime.batch.reader import body_error
 from runtime.client_parse import parse
-from runtime.client_stream import GRACE_S, Stream
+from runtime.client_sending import Sending
+from runtime.client_stream import Stream
 from runtime.client_sync import SyncClient
-from runtime.client_values import CHAT, TYPES, Ask, Outcome, body_of, failed, row_ask, typed
+from runtime.client_telemetry import Telemetry
+from runtime.client_values import CHAT, TYPES, Ask, Outcome, body_of, row_ask, typed
 from runtime.config import Config, load_config, resolve_prices
 from runtime.encode import BodyEncoder, Terms, filled, rank_of
 from runtime.gateway.prompts import Prompts
 from runtime.preflight import joins
 from runtime.prompts import Rendered
-from runtime.routers import CLOSED, GAP_S, REDO_LIMIT, budget_pause_s, how, least_loaded, weight
+from runtime.routers import GAP_S, how, least_loaded, weight
 from runtime.schemas import schema_of
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ class Client:
         self._prompts: Prompts | None = None
         self._cluster: Any = None
         self._lanes: list[Lane[Request, Any]] = []
+        self._telemetry = Telemetry(self.config, self.name, self.job)
+        waits = self.config.budget.on_exhausted == "wait"
+        self._sending = Sending(self._lane, waits, self._telemetry, self._ended)
         self._numbers = itertools.count(1)
         self._opening = asyncio.Lock()
 
@@ -130,7 +134,9 @@ class Client:
                 )
                 if self._limits is not None:
                     await cluster.open_job(self.job, *self._limits)
-                self._lanes = cluster.router_lanes(self.name, weigh=weight, on_note=_ignored, max_gap_s=GAP_S)
+                self._lanes = cluster.router_lanes(
+                    self.name, weigh=weight, on_note=self._telemetry.note, max_gap_s=GAP_S
+                )
                 await asyncio.gather(*(lane.open(OPEN_S) for lane in self._lanes))
             except TimeoutError:
                 await self._close(cluster)
@@ -139,6 +145,7 @@ class Client:
                 await self._close(cluster)
                 raise
             self._cluster = cluster
+            self._telemetry.open(cluster, registered=self._kept is None)
 
     async def close(self) -> None:
         """End what is under way, and the actors if they are the client's own. Idempotent."""
@@ -151,6 +158,7 @@ class Client:
         lanes, self._lanes = self._lanes, []
         for lane in lanes:
             await lane.close()
+        await self._telemetry.close()
         if cluster is not None:
             await cluster.close()
         if self._kept is not None:
@@ -174,12 +182,13 @@ class Client:
         `raycade`. Raises InputError for what cannot be sent, RequestFailed for what was not answered.
         """
         request = self._request(CHAT, ask, **how_to)
-        result = await self._answer(request)
+        result = await self._sending.answer(request)
         return typed(ChatCompletion, result.body, how(result, request.prompt))
 
     def stream(self, ask: Ask | None = None, **how_to: Any) -> Stream:
         """The same, as it comes. Raises InputError."""
-        return Stream(self._lane, self._request(CHAT, ask, b"", True, **how_to))
+        request = self._request(CHAT, ask, b"", True, **how_to)
+        return Stream(self._lane, request, self._ended, self._telemetry.left)
 
     async def parse(self, kind: type[Model], ask: Ask | None = None, **how_to: Any) -> ParsedChatCompletion[Model]:
         """The same, as an object of a pydantic class, in `choices[0].message.parsed`.
@@ -191,11 +200,11 @@ class Client:
 
     async def result(self, ask: Ask, **how_to: Any) -> Result:
         """The answer as it came, for a row of many: it may wait for a better tier or for budget. Arguments as in `complete`."""
-        return await self._answer(self._request(CHAT, ask, b"", False, False, **how_to))
+        return await self._sending.answer(self._request(CHAT, ask, b"", False, False, **how_to))
 
     async def embed(self, input: str | list[Any], **how_to: Any) -> CreateEmbeddingResponse:
         """Embeddings of a text or of several. Named arguments as in `complete`."""
-        result = await self._answer(self._request("/embeddings", {"input": input}, **how_to))
+        result = await self._sending.answer(self._request("/embeddings", {"input": input}, **how_to))
         return typed(CreateEmbeddingResponse, result.body, how(result))
 
     def _request(
@@ -270,33 +279,9 @@ class Client:
             raise ClusterError("the client is not open: use it within `async with Client(...) as client:`")
         return least_loaded(self._lanes)
 
-    async def _answer(self, request: Request) -> Result:
-        """Send a request until it has ended. Raises RequestFailed."""
-        while isinstance(done := await self._sent(request), Failure):
-            pause_s = budget_pause_s(done, self.config.budget.on_exhausted == "wait" and not request.interactive)
-            if pause_s is None:
-                raise failed(done)
-            await asyncio.sleep(pause_s)
-        return done
-
-    async def _sent(self, request: Request) -> Result | Failure:
-        until = time.monotonic() + request.deadline_s
-        for _ in range(REDO_LIMIT):
-            left_s = until - time.monotonic()
-            try:
-                done: Result | Failure = await self._lane().call(request, left_s + GRACE_S)
-                self._observe(request, done)
-                return done
-            except ActorLost:  # nobody knows what came of it: it is sent again, as rows are
-                request = request._replace(deadline_s=max(0.0, until - time.monotonic()))
-            except LaneTimeout as error:
-                return Failure("deadline", str(error))
-            except LaneClosed:
-                return CLOSED
-        return Failure("lost", f"sent {REDO_LIMIT} times, and the router died every time")
-
-    def _observe(self, request: Request, done: Result | Failure) -> None:
-        """A request of a prompt has ended; its trial may be stopped by that. A follower's answer is its lead's."""
+    def _ended(self, request: Request, done: Result | Failure, seconds: float) -> None:
+        """A request has ended; one of a prompt may stop its trial by that. A follower's answer is its lead's."""
+        self._telemetry.ended(request, done, seconds)
         if self._prompts is None or not request.prompt or not done.attempts:
             return
         kind = done.kind if isinstance(done, Failure) else ""
@@ -305,7 +290,7 @@ class Client:
 
     async def _parse(self, kind: type[Model], request: Request) -> ParsedChatCompletion[Model]:
         log = FailureLog(os.path.abspath(self.config.state_dir))
-        return await parse(kind, request, self._answer, [tier.name for tier in self.config.tiers], log)
+        return await parse(kind, request, self._sending.answer, [tier.name for tier in self.config.tiers], log)
 
     # ------------------------------------------------------------------ many requests
 
@@ -371,7 +356,7 @@ class Client:
             request = self._request(path, ask, schema, False, False, **given)
             if into is not None:
                 return Outcome(number, row, await self._parse(into, request))
-            result = await self._answer(request)
+            result = await self._sending.answer(request)
             return Outcome(number, row, typed(TYPES[path], result.body, how(result, request.prompt)))
         except RaycadeError as error:
             return Outcome(number, row, None, error)
@@ -386,7 +371,3 @@ async def _each(rows: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
     else:
         for row in rows:
             yield row
-
-
-def _ignored(router: str, note: Any) -> None:
-    """What the routers say of themselves is for who looks after them."""

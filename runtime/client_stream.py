@@ -9,7 +9,7 @@ from typing import Any, Self, assert_never
 
 from openai.types.chat import ChatCompletionChunk
 
-from actors.errors import ActorLost, LaneClosed, LaneTimeout
+from actors.errors import ActorLost, LaneClosed, LaneTimeout, RequestFailed
 from actors.lane import Lane, LaneStream
 from actors.messages import Failure, Request, Result
 from actors.router.actor import Heard
@@ -29,13 +29,22 @@ class Stream:
     that ends by itself has given the whole answer.
     """
 
-    def __init__(self, lane: "Callable[[], Lane[Request, Any]]", request: Request) -> None:
+    def __init__(
+        self,
+        lane: "Callable[[], Lane[Request, Any]]",
+        request: Request,
+        ended: Callable[[Request, Result | Failure, float], None],
+        left: Callable[[Request], None],
+    ) -> None:
+        """`ended` and `left`: one of them is told what became of it, once, unless it was never read."""
         self.tier = ""
         """Who speaks; empty before the first words."""
         self.raycade: dict[str, Any] = {}
         """How the answer came about, once it has ended: as beside a whole one."""
         self._lane = lane
         self._request = request
+        self._on_end, self._on_leave = ended, left
+        self._began = 0.0
         self._words: LaneStream[Result | Failure] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._events: deque[bytes] = deque()
@@ -65,6 +74,8 @@ class Stream:
 
     def close(self) -> None:
         """Read no more of it: its call is ended, unless others follow it."""
+        if self._tries and not self._over:
+            self._on_leave(self._request)
         self._over = True
         self._events.clear()
         words, self._words = self._words, None
@@ -76,6 +87,7 @@ class Stream:
         if words is not None and loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and the call has ended with it
                 loop.call_soon_threadsafe(words.close)
+                loop.call_soon_threadsafe(self._on_leave, self._request)
 
     async def _read(self) -> None:
         """Wait for what is said next."""
@@ -86,16 +98,17 @@ class Stream:
             heard = await self._words.read()
         except ActorLost as error:
             if self.tier:
-                raise failed(Failure("broken_stream", f"the answer broke off: {error}")) from None
+                raise self._failed(Failure("broken_stream", f"the answer broke off: {error}")) from None
             self._words = None  # nothing was said: it may be asked again, as any request
             if self._tries >= REDO_LIMIT:
-                raise failed(Failure("lost", f"sent {self._tries} times and lost every time: {error}")) from None
+                lost = Failure("lost", f"sent {self._tries} times and lost every time: {error}")
+                raise self._failed(lost) from None
             await asyncio.sleep(0)
             return
         except LaneClosed:
-            raise failed(CLOSED) from None
+            raise self._failed(CLOSED) from None
         except LaneTimeout as error:
-            raise failed(Failure("deadline", str(error))) from None
+            raise self._failed(Failure("deadline", str(error))) from None
         match heard:
             case list():
                 said: list[Heard] = heard
@@ -103,18 +116,26 @@ class Stream:
                     self.tier = each.tier
                     self._events += each.events
             case Result():
-                self._over, self._words = True, None
+                self._end(heard)
                 self.raycade = how(heard, self._request.prompt)
             case Failure():
-                raise failed(heard)
+                raise self._failed(heard)
             case _:
                 assert_never(heard)
+
+    def _end(self, done: Result | Failure) -> None:
+        self._over, self._words = True, None
+        self._on_end(self._request, done, time.monotonic() - self._began)
+
+    def _failed(self, failure: Failure) -> RequestFailed:
+        self._end(failure)
+        return failed(failure)
 
     def _ask(self) -> None:
         self._loop = asyncio.get_running_loop()
         request, now = self._request, time.monotonic()
         if not self._tries:
-            self._until = now + request.deadline_s
+            self._began, self._until = now, now + request.deadline_s
         else:
             request = request._replace(deadline_s=max(0.0, self._until - now))
         self._tries += 1

@@ -38,7 +38,7 @@ BUDGET_OVER_S = 60.0
 """Of budgets, over a longer time: their figures come every two seconds, and in steps."""
 EVENTS = 8
 WIDE = 110
-BAR = 24
+BAR, NARROW_BAR = 24, 10
 WORST = ("out", "restarting", "open", "cooling", "half-open", "starting", "closed")
 
 Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -194,7 +194,7 @@ def view(entry: Entry, told: Status | None, rates: Rates, now: float, width: int
     for scope in told["anomalies"]:
         yield Text(f"  {scope} spends far more than usual", style="bold red")
     if budgets:
-        yield _budgets(budgets, rates, told["age_s"])
+        yield _budgets(budgets, rates, told["age_s"], width)
     if told.get("events", ()):
         yield Text()
     for ago_s, text in told.get("events", ())[-EVENTS:]:
@@ -217,9 +217,9 @@ def _progress(job: Status) -> Text:
     return bar.append(", ".join(parts))
 
 
-def _bar(share: float, style: str) -> Text:
-    filled = min(BAR, int(share * BAR))
-    return Text("  ").append("━" * filled, style=style).append("─" * (BAR - filled), style="dim")
+def _bar(share: float, style: str, length: int = BAR) -> Text:
+    filled = min(length, int(share * length))
+    return Text("  ").append("━" * filled, style=style).append("─" * (length - filled), style="dim")
 
 
 def _tiers(told: Status, rates: Rates, width: int) -> Table:
@@ -266,8 +266,10 @@ def _state(actors: Iterable[Status], age_s: float) -> Text:
     return Text(word, style=STYLES.get(state, "yellow"))
 
 
-def _budgets(budgets: Iterable[Status], rates: Rates, age_s: float) -> Table:
-    """A bar for each: spent of the limit, and whether it lasts until its window turns."""
+def _budgets(budgets: Iterable[Status], rates: Rates, age_s: float, width: int) -> Table:
+    """A bar for each: spent of the limit, and whether it lasts until its window turns. In a narrow terminal each has one
+    line all the same: a shorter bar, short numbers, and of the two times the one that comes first."""
+    wide = width >= WIDE
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for row in budgets:
         limit, spent, unit = row["limit"], row["spent"], row["unit"]
@@ -282,13 +284,17 @@ def _budgets(budgets: Iterable[Status], rates: Rates, age_s: float) -> Table:
             else [f"{'used up' if early else 'would last'} {'in ' if early else ''}{span(round(lasts_s))}"]
         )
         outlook += [] if turns_in_s is None else [f"turns in {span(round(turns_in_s))}"]
+        if not wide:
+            outlook = outlook[:1] if early else outlook[-1:]
         amount = f"{shown(spent, unit)} of {shown(limit, unit)}"
+        if not wide and unit == "tokens":
+            amount = f"{short(spent)} of {short(limit)} tokens"
         window = (
             "in all" if row["window"] == "total" else f"this {row['window']}" if row["window"] == "hour" else "today"
         )
         table.add_row(
             f"  {row['scope']} {window}",
-            _bar(share, style),
+            _bar(share, style, BAR if wide else NARROW_BAR),
             f"{share:.0%}",
             amount,
             Text(", ".join(outlook), style if early else ""),

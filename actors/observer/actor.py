@@ -27,7 +27,7 @@ from actors.observer.changes import Changes
 from actors.observer.exposition import exposed, families
 from actors.observer.history import History, prompts
 from actors.observer.page import HEADERS, LIVE_S, PAGE
-from actors.observer.scene import Happened, Report, Scene, Taken, TierScene, gauges, plain
+from actors.observer.scene import Happened, Report, Scene, Taken, TierScene, gauges, merged, plain
 from actors.observer.scrapers import Scrapers
 from actors.observer.sums import Sums
 
@@ -67,7 +67,8 @@ class ObserverActor:
     async def report(self, report: Report) -> Taken:
         """Take in what a source tells; stored when this returns. Raises OSError when no port can be had."""
         await self._open()
-        if self._sums.take(report.totals):
+        if self._sums.take(report.totals, report.last):
+            self._scenes = {source: seen for source, seen in self._scenes.items() if _is_fresh(seen[1])}
             self._scenes[report.totals.source] = report.scene, time.monotonic()
             self._store()
             now = time.time()
@@ -123,7 +124,7 @@ class ObserverActor:
         try:
             with open(self._file, "rb") as file:
                 stored = orjson.loads(file.read())
-            self._sums.load(stored["sources"])
+            self._sums.load(stored["sums"])
             self._scrapers.load(stored["scrapers"])
             return int(stored["port"])
         except FileNotFoundError:
@@ -135,7 +136,7 @@ class ObserverActor:
     def _store(self) -> None:
         """Atomic, and no fsync: what is written survives this process, and the runtime does not survive the machine."""
         port = int(self._taken.address.rpartition(":")[2])
-        data = orjson.dumps({"port": port, "scrapers": self._scrapers.plain(), "sources": self._sums.plain()})
+        data = orjson.dumps({"port": port, "scrapers": self._scrapers.plain(), "sums": self._sums.plain()})
         try:
             with open(f"{self._file}.new", "wb") as file:
                 file.write(data)
@@ -205,7 +206,8 @@ class ObserverActor:
     def _now(self) -> dict[str, Any]:
         """What is so now. Durations in it were right `age_s` seconds ago."""
         fresh = sorted(self._fresh(), key=lambda each: each[1])
-        scene, told_at = fresh[-1] if fresh else (Scene(), time.monotonic())
+        told_at = fresh[-1][1] if fresh else time.monotonic()
+        scene = merged(each for each, _ in fresh)
         calls = {key[1:]: count for key, count in self._sums.counters().items() if key[0] == "attempts"}
         # a process knows its own calls only
         scene = scene._replace(tiers=tuple(_with_calls(tier, calls) for tier in scene.tiers))
@@ -214,11 +216,10 @@ class ObserverActor:
             scene = scene._replace(events=tuple((max(0.0, now - event.at), event.text) for event in self._events))
         body = {
             "age_s": round(time.monotonic() - told_at, 3),
-            **plain(scene._replace(job=None, gateway=None)),
-            "jobs": [plain(each.job) for each, _ in fresh if each.job is not None],
+            **plain(scene._replace(gateway=None)),
             "gateways": [plain(each.gateway) for each, _ in fresh if each.gateway is not None],
         }
-        del body["job"], body["gateway"]
+        del body["gateway"]
         return body
 
     async def _index(self, request: web.Request) -> web.Response:
@@ -228,8 +229,11 @@ class ObserverActor:
         return (scene for scene, _ in self._fresh() if scene.gateway is not None)
 
     def _fresh(self) -> list[tuple[Scene, float]]:
-        now = time.monotonic()
-        return [(scene, told_at) for scene, told_at in self._scenes.values() if now - told_at < SILENT_S]
+        return [(scene, told_at) for scene, told_at in self._scenes.values() if _is_fresh(told_at)]
+
+
+def _is_fresh(told_at: float) -> bool:
+    return time.monotonic() - told_at < SILENT_S
 
 
 def _local(request: web.Request) -> None:

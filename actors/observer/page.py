@@ -7,11 +7,13 @@ import base64
 import hashlib
 from pathlib import Path
 
-__all__ = ["HEADERS", "LIVE_S", "PAGE"]
+__all__ = ["HEADERS", "KEYED_PAGE", "LIVE_S", "PAGE"]
 
 LIVE_S = 1.0
 """So often it is told how things are."""
 PAGE = Path(__file__).with_name("page.html").read_bytes()
+KEYED_PAGE = PAGE.replace(b"<body>", b"<body data-keyed>")
+"""Where a key is needed: it asks for one at once, instead of being refused first."""
 
 
 def _hash(tag: bytes) -> str:
@@ -21,7 +23,7 @@ def _hash(tag: bytes) -> str:
 
 HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; connect-src 'self'; script-src {_hash(b'script')}; "
-    f"style-src {_hash(b'style')}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    f"style-src {_hash(b'style')}; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",

@@ -39,11 +39,11 @@ class Reporter:
             await self.say()
             await asyncio.sleep(EVERY_S)
 
-    async def say(self) -> bool:
+    async def say(self, last: bool = False) -> bool:
         """One report; False when it did not arrive, or nobody knows."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                taken = await self._report(self._draw_up())
+                taken = await self._report(self._draw_up()._replace(last=last))
         except Exception as error:  # whatever it is: the next report carries all of it again
             self.trouble = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             return False
@@ -56,7 +56,7 @@ class Reporter:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 while True:
-                    if await self.say():
+                    if await self.say(last=True):
                         return True
                     await asyncio.sleep(AGAIN_S)
         except TimeoutError:

@@ -21,10 +21,12 @@ __all__ = [
     "Taken",
     "TierScene",
     "gauges",
+    "merged",
     "plain",
 ]
 
 ActorState = Literal["closed", "half-open", "open", "cooling", "out", "restarting", "starting"]
+WAITING = ("waiting_for_budget",)
 BREAKER = {"closed": 0, "half-open": 1, "open": 2}
 SCOPES = 200
 """Budget scopes beyond these are left out of `/metrics`: each is several series."""
@@ -77,6 +79,7 @@ class JobScene(NamedTuple):
 
     run: str
     output: str
+    """The file, or of a gateway's batch the key that it belongs to."""
     running_s: float
     done: int
     """Rows, those of earlier runs included."""
@@ -117,7 +120,7 @@ class GatewayScene(NamedTuple):
 
 
 class Scene(NamedTuple):
-    job: JobScene | None = None
+    jobs: tuple[JobScene, ...] = ()
     tiers: tuple[TierScene, ...] = ()
     budgets: tuple[BudgetScene, ...] = ()
     anomalies: tuple[str, ...] = ()
@@ -136,6 +139,8 @@ class Report(NamedTuple):
 
     totals: Totals
     scene: Scene
+    last: bool = False
+    """Its source has ended: nothing comes after it."""
 
 
 class Taken(NamedTuple):
@@ -170,15 +175,45 @@ def gauges(scenes: Iterable[Scene]) -> Iterator[tuple[Key, float]]:
     """The gauges that follow from what processes see; those of one runtime see the same tiers, and the last one counts."""
     found: dict[Key, float] = {}
     sums: dict[Key, float] = {}
+    waiting = 0
     for scene in scenes:
         found.update(_of_tiers(scene))
         found.update(_of_budgets(scene))
-        if scene.job is not None:
-            found.update(_of_job(scene.job))
+        for job in scene.jobs:
+            found.update(_of_job(job))
+            waiting = max(waiting, job.waiting_for_budget)  # jobs that share routers all see those of all
         if scene.gateway is not None:
             for key, value in _of_gateway(scene.gateway):
                 sums[key] = sums.get(key, 0) + value
-    yield from {**found, **sums}.items()
+    if waiting:
+        sums[WAITING] = sums.get(WAITING, 0) + waiting
+    yield from {WAITING: 0.0, **found, **sums}.items()
+
+
+def merged(scenes: Iterable[Scene]) -> Scene:
+    """What several processes of one runtime see, the oldest first: of what more than one sees, the newest holds."""
+    tiers: dict[str, TierScene] = {}
+    budgets: dict[tuple[str, str, str], BudgetScene] = {}
+    jobs: dict[str, JobScene] = {}
+    events: list[tuple[float, str]] = []
+    last = ledger = Scene()
+    for last in scenes:
+        if last.budgets or last.halts or not ledger.budgets:
+            ledger = last  # not every process looks at the ledger
+        for tier in last.tiers:
+            if tier.actors or tier.name not in tiers:  # who has just come has not heard of its actors yet
+                tiers[tier.name] = tier
+        budgets |= {(row.scope, row.window, row.unit): row for row in last.budgets}
+        jobs |= {job.run: job for job in last.jobs}
+        events += last.events
+    return last._replace(
+        jobs=tuple(jobs.values()),
+        tiers=tuple(tiers.values()),
+        budgets=tuple(budgets.values()),
+        anomalies=ledger.anomalies,
+        halts=ledger.halts,
+        events=tuple(sorted(events, reverse=True)),
+    )
 
 
 def _of_tiers(scene: Scene) -> Iterator[tuple[Key, float]]:
@@ -210,11 +245,10 @@ def _of_gateway(gateway: GatewayScene) -> Iterator[tuple[Key, float]]:
     """Of one replica: a gateway has the sum of them."""
     yield ("gateway_requests", "plain"), gateway.in_flight - gateway.streams
     yield ("gateway_requests", "stream"), gateway.streams
-    yield ("waiting_for_budget",), gateway.waiting_for_budget
+    yield WAITING, gateway.waiting_for_budget
 
 
 def _of_job(job: JobScene) -> Iterator[tuple[Key, float]]:
-    yield ("waiting_for_budget",), job.waiting_for_budget
     yield ("batch_rows", job.run, "done"), job.done
     yield ("batch_rows", job.run, "failed"), job.failed
     yield ("batch_rows", job.run, "coalesced"), job.coalesced

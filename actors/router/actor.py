@@ -79,6 +79,10 @@ class RouterActor(LaneHost):
             router, self._router = self._router, None
             await router.close()
 
+    def look(self) -> RouterNote | None:
+        """See Router.note; for whoever hosts it in their own process. None: it is not open."""
+        return None if self._router is None else self._router.note()
+
     async def last_rows(self, job: str) -> None:
         """See Router.last_rows."""
         if self._router is not None:

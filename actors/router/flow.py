@@ -182,7 +182,12 @@ class Router:
             return done
         if not request.digest or self._stream_claims is None:
             return await self._tell(request, Told(listener))
-        return await self._stream_claims.share(request, listener, self._tell)
+        claims = self._stream_claims
+        if self._tracing is not None:
+            return await self._tracing.claim(
+                request, lambda request, tell: claims.share(request, listener, tell), self._tell
+            )
+        return await claims.share(request, listener, self._tell)
 
     async def _tell(self, request: Request, told: Told) -> Result | Failure:
         past = Past(len(self._tiers), time.monotonic() + request.deadline_s)

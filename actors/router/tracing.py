@@ -14,13 +14,13 @@ Needs the extra `otel`.
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -42,8 +42,6 @@ OPERATIONS = {
     "/completions": "text_completion",
     "/embeddings": "embeddings",
 }
-LEADERS = 4096
-"""Requests that led are remembered so long, for links of those that had their answers."""
 TIMEOUT_S = 3.0
 ID = 128
 """Characters of an id; a custom_id may be of any length."""
@@ -81,7 +79,6 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("raycade")
         self._propagator = TraceContextTextMapPropagator()
-        self._leaders: OrderedDict[bytes, SpanContext] = OrderedDict()
 
     def close(self) -> None:
         """Send what is left. Blocks for some seconds at most."""
@@ -106,32 +103,40 @@ class Tracing:
             return done
 
     async def claim(
-        self, request: Request, share: Callable[[Request, Run], Awaitable[Result | Failure]], answer: Run
+        self,
+        request: Request,
+        share: Callable[[Request, Callable[..., Any]], Awaitable[Result | Failure]],
+        answer: Callable[..., Coroutine[Any, Any, Result | Failure]],
     ) -> Result | Failure:
-        """`share`, with the time that the claim took as a span."""
+        """`share`, with the time that the claim took as a span. `answer`: what the lead does, as `share` calls it.
+
+        Who leads says so in its result, so that others find its span wherever they have asked.
+        """
         span = self._tracer.start_span("raycade.claim")
         leader = trace.get_current_span().get_span_context()
 
-        async def lead(request: Request) -> Result | Failure:
-            self._leaders[request.digest] = leader
-            self._leaders.move_to_end(request.digest)
-            if len(self._leaders) > LEADERS:
-                self._leaders.popitem(last=False)
+        async def lead(request: Request, *more: Any) -> Result | Failure:
             span.set_attribute("raycade.claim.outcome", "lead")
             span.end()
-            return await answer(request)
+            done = await answer(request, *more)
+            return done._replace(trace=_told(leader)) if isinstance(done, Result) else done
 
         try:
             done = await share(request, lead)
             if span.is_recording():
-                shared = isinstance(done, Result) and done.coalesced
-                span.set_attribute("raycade.claim.outcome", "shared" if shared else "refused")
-                if shared and (other := self._leaders.get(request.digest)) is not None:
+                shared = done if isinstance(done, Result) and done.coalesced else None
+                span.set_attribute("raycade.claim.outcome", "refused" if shared is None else "shared")
+                if shared is not None and (other := self._context(shared.trace)) is not None:
                     span.add_link(other)
             return done
         finally:
             if span.is_recording():
                 span.end()
+
+    def _context(self, told: str) -> SpanContext | None:
+        """The span that a `traceparent` names."""
+        context = trace.get_current_span(self._propagator.extract({"traceparent": told}, Context())).get_span_context()
+        return context if context.is_valid else None
 
     async def attempt(
         self,
@@ -206,6 +211,11 @@ class Tracing:
         else:
             span.set_attribute("raycade.tier", done.tier)
             span.set_attribute("raycade.coalesced", done.coalesced)
+
+
+def _told(context: SpanContext) -> str:
+    """A span as a `traceparent`."""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def _failed(span: Span, failure: Failure) -> None:

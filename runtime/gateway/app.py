@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from actors.messages import Failure, Result
 from actors.messages import Request as RouterRequest
-from actors.observer.page import HEADERS, LIVE_S, PAGE
+from actors.observer.page import HEADERS, KEYED_PAGE, LIVE_S, PAGE
 from actors.router.told import Listener
 from actors.router.whole import bare
 from actors.tier.sse import frame
@@ -91,7 +91,7 @@ class GatewayApp:
         if scrape is not None:
             routes.append(self._route("/metrics", "GET", self._metrics, admin=True))
         if live is not None:
-            routes.append(Route("/ui", _page))  # there is nothing in it: what it shows asks for a key
+            routes.append(Route("/ui", self._page))  # there is nothing in it: what it shows asks for a key
             routes.append(self._route("/ui/live", "GET", self._lively, admin=True))
         routes.extend(self._door(path, methods) for path, methods in doors.items())
         handlers = {404: _not_found, 405: _not_allowed, 500: _internal}
@@ -278,6 +278,10 @@ class GatewayApp:
     async def _health(self, http: Request) -> Response:
         return _response(200, b'{"status":"ok"}', [])
 
+    async def _page(self, http: Request) -> Response:
+        page = PAGE if self._keys() is None else KEYED_PAGE
+        return Response(page, headers=HEADERS, media_type="text/html")
+
     async def _ready(self, http: Request) -> Response:
         if self.draining:
             return _response(503, b'{"status":"draining"}', [])
@@ -292,10 +296,6 @@ async def _gone(http: Request) -> None:
     """Returns when the client has left. The body has been read: what comes next can only be that."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _page(http: Request) -> Response:
-    return Response(PAGE, headers=HEADERS, media_type="text/html")
 
 
 def _told(done: Result | Failure) -> Headers:

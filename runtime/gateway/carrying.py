@@ -17,8 +17,10 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from actors.errors import ConfigError
+from actors.events import Tally as Facts
 from actors.lane import Lane
 from actors.messages import Request
+from actors.observer.scene import JobScene
 from runtime.batch.digests import DigestTable, digest_of
 from runtime.batch.journal import Journal
 from runtime.batch.reader import InputSet, RawRow, Row, RowError, open_input, parse_row
@@ -38,6 +40,7 @@ from runtime.gateway.batch_rules import (
     started,
     wrong_row,
 )
+from runtime.gateway.batch_telemetry import Course
 from runtime.gateway.errors import HttpError
 from runtime.gateway.keys import Key
 from runtime.gateway.shelf import Shelf
@@ -74,6 +77,8 @@ class Means(NamedTuple):
     max_rows: int
     max_row_bytes: int
     keep_s: float
+    facts: Facts | None
+    """Where rows are counted for the metrics; None: nowhere."""
 
 
 class Carrying:
@@ -91,6 +96,7 @@ class Carrying:
         self._prompts = means.prompts(self._folder / "prompts")
         self._run: BatchRun | None = None
         self._journal: Journal | None = None
+        self._course = Course()
         self._stopping = asyncio.Event()
 
     def stop(self, why: Why, grace_s: float) -> None:
@@ -116,6 +122,10 @@ class Carrying:
             if counts != self.counts:
                 self.counts, self.note = counts, ""  # it goes on: nothing holds it up
         return counted(batch, *self.counts, self.note)
+
+    def scene(self) -> JobScene:
+        """How far it is, for whoever watches."""
+        return self._course.scene(self.up_to_now(self.batch), self._run)
 
     def count(self) -> None:
         """Write down how far it is, if that has changed."""
@@ -201,7 +211,7 @@ class Carrying:
         async with self._files() as (inputs, journal, writer):
             run = BatchRun(
                 inputs,
-                _RowReader(means.asks.with_prompts(self._prompts), self._key, batch.id),
+                _RowReader(means.asks.with_prompts(self._prompts), self._key, batch.id, journal.run),
                 journal,
                 writer,
                 means.make_lanes,
@@ -211,6 +221,7 @@ class Carrying:
                 wait_for_budget=True,
                 on_event=self._noted,
                 last_rows=partial(means.last_rows, batch.id),
+                facts=means.facts,
                 in_flight_bytes=IN_FLIGHT_BYTES,
                 prompt=self._prompts,
             )
@@ -221,6 +232,7 @@ class Carrying:
                 return await run.run()
             finally:
                 self._run = None
+                self._course.ended(run.tally)
 
     def _noted(self, text: str, *_: object, **__: object) -> None:
         if not self.why:
@@ -276,13 +288,14 @@ class Carrying:
 class _RowReader:
     """Rows of a key's batch to requests: what `BatchRun` asks of an encoder."""
 
-    def __init__(self, asks: Asks, key: Callable[[], Key], job: str) -> None:
-        self._asks, self._key, self._job = asks, key, job
+    def __init__(self, asks: Asks, key: Callable[[], Key], job: str, run: str) -> None:
+        """`run`: of the journal. A request has the id that stands in its line, and not the client's custom_id."""
+        self._asks, self._key, self._job, self._run = asks, key, job, run
 
     def encode(self, row: Row) -> Request:
         try:
-            body = orjson.dumps(row.body)
-            request = self._asks.read(row.custom_id, row.path, body, NO_HEADERS, self._key(), row.custom_id)
+            body, id = orjson.dumps(row.body), f"req_{self._run}_{row.number}"
+            request = self._asks.read(id, row.path, body, NO_HEADERS, self._key(), row.custom_id)
         except HttpError as error:
             code, message, field = error.code or "invalid_body", error.message, f"body.{error.param or ''}".rstrip(".")
         except (TypeError, ValueError) as error:

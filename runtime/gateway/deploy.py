@@ -133,7 +133,7 @@ def start_desk(cluster: Cluster, config: Config, prices: dict[str, Any]) -> Desk
     """Make the actor that keeps files and carries batches out."""
     folder = os.path.join(os.path.abspath(config.state_dir), "gateway")
     make = partial(cluster.router_maker(prices), f"gateway/desk/{cluster.name}")
-    return DeskHost(cluster.name, config, folder, partial(make_asks, config), make)
+    return DeskHost(cluster.name, config, folder, partial(make_asks, config), make, cluster.watching_maker())
 
 
 def stop() -> None:

@@ -14,7 +14,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from actors.errors import ClusterError, RaycadeError
 from actors.lane import Lane
 from actors.messages import Request
+from actors.observer.scene import JobScene
 from actors.router.actor import RouterActor
 from actors.router.flow import Router
 from runtime.batch.journal import OutputError
@@ -43,6 +44,7 @@ from runtime.gateway.batch_rules import (
     shown,
     told_to_cancel,
 )
+from runtime.gateway.batch_telemetry import BatchTelemetry
 from runtime.gateway.carrying import Carrying, Means, Why
 from runtime.gateway.errors import BUSY_S, HttpError
 from runtime.gateway.keyfile import KeyFile
@@ -77,12 +79,23 @@ class _Upload:
 class Desk:
     """`folder`: where everything lies. `make` builds the router, when the first batch needs it."""
 
-    def __init__(self, config: Config, folder: str, asks: Callable[[], Asks], make: Callable[[], Router]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: str,
+        asks: Callable[[], Asks],
+        make: Callable[..., Router],
+        cluster: str = "",
+        watch: Callable[[], Any] | None = None,
+    ) -> None:
+        """`cluster`: the name of its set of actors; `watch`: reaches their observer, None where there is none."""
         # no I/O here: Ray does not restart an actor whose __init__ failed
         self._config = config
         self._shelf = Shelf(folder)
         self._make_asks = asks
-        self._router = RouterActor(make)
+        self._watch = watch
+        self._telemetry = BatchTelemetry(config, cluster, self._scenes)
+        self._router = RouterActor(partial(make, on_attempt=self._telemetry.attempt))
         self._means: Means | None = None
         self._keyfile: KeyFile | None = None
         self._works: dict[str, tuple[Carrying, asyncio.Task[None]]] = {}
@@ -210,7 +223,12 @@ class Desk:
         for id, upload in list(self._uploads.items()):
             self._drop(id, upload)
         await self._router.close()
+        await self._telemetry.close()
         self._shelf.close()
+
+    def _scenes(self) -> Iterator[JobScene]:
+        """How far the batches are that are being carried out."""
+        return (carrying.scene() for carrying, _ in self._works.values())
 
     def _look(self) -> None:
         self._shelf.open()
@@ -254,6 +272,8 @@ class Desk:
         id = carrying.batch.id
         try:
             await self._router.open()
+            if self._watch is not None:
+                self._telemetry.open(self._router.look, self._watch())
             await carrying.run()
             self._trouble.pop(id, None)
             self._not_before.pop(id, None)
@@ -283,6 +303,7 @@ class Desk:
                 settings.batches.max_rows,
                 int(settings.max_body_mb * 1_000_000),
                 self._keep_s,
+                self._telemetry.facts if self._watch is not None else None,
             )
         return self._means
 

@@ -21,7 +21,7 @@ from runtime.gateway.asks import Asks
 from runtime.gateway.desk import Desk
 from runtime.gateway.errors import BUSY_S, HttpError
 from runtime.gateway.files import Ask
-from runtime.wiring import ACTOR, find
+from runtime.wiring import ACTOR, Watching, find
 
 __all__ = ["DeskHost", "asker"]
 
@@ -34,13 +34,19 @@ class DeskHost:
     """One a gateway, made within its event loop; `cluster` is the name of its set of actors."""
 
     def __init__(
-        self, cluster: str, config: Config, folder: str, asks: Callable[[], Asks], make: Callable[[], Router]
+        self,
+        cluster: str,
+        config: Config,
+        folder: str,
+        asks: Callable[[], Asks],
+        make: Callable[..., Router],
+        watch: Callable[[], Watching] | None,
     ) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._handle: Any = (
             ray.remote(Desk)
             .options(**ACTOR, name=_name(cluster), scheduling_strategy=here)
-            .remote(config, folder, asks, make)
+            .remote(config, folder, asks, make, cluster, watch)
         )
         self._working = asyncio.create_task(self._work())
 

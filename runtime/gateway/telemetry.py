@@ -21,14 +21,13 @@ from actors.budget.rows import Snapshot
 from actors.events import NONE, Tally
 from actors.messages import Attempt, Failure, Request, Result
 from actors.observer.reporter import Reporter
-from actors.observer.scene import GatewayScene, Report, Scene
+from actors.observer.scene import GatewayScene, Report
 from actors.router.flow import Router
 from actors.router.told import Listener
-from runtime.batch.conditions import Conditions
-from runtime.batch.telemetry import anomalies, budgets
 from runtime.config import Config
 from runtime.gateway.limits import Gate
 from runtime.gateway.prompts import Prompts, Stopped
+from runtime.view import View
 
 __all__ = ["Telemetry", "Watched"]
 
@@ -42,18 +41,14 @@ class Telemetry:
 
     def __init__(self, config: Config, gate: Gate, prompts: Prompts) -> None:
         self._config, self._gate, self._prompts = config, gate, prompts
-        self._models = {tier.name: tier.model for tier in config.tiers}
-        self._tally = Tally("", self._models)
+        self._view = View(config)
+        self._tally = Tally("", self._view.models)
         self._replica = ""
         self._router: Router | None = None
         self._watching: Any = None
         self._reporter: Reporter | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._snapshot = Snapshot((), 0)
-        self._watched = tuple(
-            [f"tier:{tier.name}" for tier in config.tiers] + [f"key:{key}" for key in config.budget.keys]
-        )
-        self._conditions = Conditions(self._models)
+        self._snapshot: Snapshot | None = None
         self._began = time.monotonic()
         self._answered = self._failed = self._coalesced = self._tokens = self._usd_micros = 0
         self._before: deque[tuple[float, int]] = deque()
@@ -146,16 +141,9 @@ class Telemetry:
     def draw_up(self) -> Report:
         """The report of this moment."""
         assert self._router is not None
-        now, note, snapshot = time.monotonic(), self._router.note(), self._snapshot
-        totals = self._tally.totals()
-        attempts = {(key[1], key[2]): count for key, count in totals.counters.items() if key[0] == "attempts"}
-        scopes = {"all", *self._watched}
-        told = Scene(
-            tiers=self._conditions.look({self._replica: note}, attempts, now),
-            budgets=budgets(snapshot, scopes),
-            anomalies=anomalies(snapshot, scopes, time.time()),
-            watched=self._watched,
-            halts=tuple((halt.scope, halt.reason) for halt in snapshot.halts),
+        now, note, totals = time.monotonic(), self._router.note(), self._tally.totals()
+        told = self._view.scene({self._replica: note}, totals, self._snapshot)
+        told = told._replace(
             gateway=GatewayScene(
                 self._replica,
                 now - self._began,

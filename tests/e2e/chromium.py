@@ -66,6 +66,14 @@ class Tab:
         answer = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
         return answer["result"].get("value")
 
+    async def type(self, text: str) -> None:
+        """On the keyboard, into what has the focus; then Enter."""
+        await self.call("Input.insertText", text=text)
+        for kind in ("keyDown", "keyUp"):
+            await self.call(
+                "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r", windowsVirtualKeyCode=13
+            )
+
     async def until(self, script: str, timeout_s: float = 40.0) -> None:
         """Wait until an expression is true."""
         until = time.monotonic() + timeout_s

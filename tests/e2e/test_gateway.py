@@ -23,7 +23,10 @@ from runtime.mock.content import echo
 from runtime.mock.process import MockProcess
 from runtime.prompts import load_prompts
 from runtime.prompts_release import release
+from runtime.running import running_jobs
+from runtime.status import asked
 from tests.e2e.browser import Page, serving_page
+from tests.e2e.chromium import chromium
 from tests.e2e.fuzz import fuzz, tracebacks
 from tests.e2e.gateways import GatewayProcess
 from tests.e2e.jobs import ROOT, actor_pids, chat
@@ -588,6 +591,64 @@ def test_metrics_equal_what_callers_and_the_endpoint_have_seen(
     assert (replica["in_flight"], replica["streams"]) == (0, 0)
     assert replica["answered"] >= 8
     assert f"metrics at {entry['address']}/metrics" in gateway.said
+
+
+def test_a_batchs_rows_are_in_the_metrics_and_its_progress_in_status(
+    client: openai.OpenAI, gateway: GatewayProcess, mock: MockProcess
+) -> None:
+    """Every row and every token once, as in the batch's files and on the endpoint's meter."""
+    mock.reset()
+    before = scraped(gateway)
+    id = batch_of(client, [chat(number, model="slow") for number in range(60)] + [chat(60, model="gpt-99")])
+    shown: list[dict[str, Any]] = []
+
+    (entry,) = running_jobs(str(gateway.folder / "state"))
+
+    def in_status() -> bool:
+        told = asked(entry)
+        shown[:] = told["jobs"] if told is not None else ()
+        return bool(shown and shown[0]["total"])
+
+    wait_until(in_status, 30)
+    assert [(job["run"], job["total"]) for job in shown] == [(id, 61)]
+    good = lines_of(client, ended(client, id).output_file_id)
+    after: Samples = {}
+
+    def more(name: str, **labels: str) -> float:
+        return total(after, name, **labels) - total(before, name, **labels)
+
+    def all_told() -> bool:
+        after.update(scraped(gateway))
+        return more("raycade_requests_total") >= 61
+
+    wait_until(all_told)
+    assert more("raycade_requests_total", outcome="ok", tier="slow") == len(good) == 60
+    assert more("raycade_requests_total", outcome="model_not_found") == 1
+    meter = mock.stats()["tiers"]["slow"]
+    assert more("raycade_attempts_total", tier="slow") == meter["requests"]
+    for kind in ("prompt", "completion"):
+        assert more("raycade_tier_tokens_total", tier="slow", type=kind) == meter[f"{kind}_tokens"]
+        of_lines = sum(line["response"]["body"]["usage"][f"{kind}_tokens"] for line in good.values())
+        assert of_lines == meter[f"{kind}_tokens"]
+
+
+async def test_the_page_asks_for_a_key_and_takes_it_from_the_keyboard(gateway: GatewayProcess) -> None:
+    """It shows nothing before, and nothing to a key that is not marked so; without one its console has no error."""
+    async with chromium() as tab:
+        await tab.open(f"{gateway.root}/ui")
+        await tab.until("document.getElementById('state')?.textContent === 'a key is needed'")
+        assert await tab.value("document.activeElement.id") == "key"
+        assert await tab.value("document.querySelectorAll('#tiers article').length") == 0
+        assert tab.errors == []
+        await tab.type(KEY)
+        await tab.until("document.getElementById('state').textContent === 'this key may not see it'")
+        assert await tab.value("document.querySelectorAll('#tiers article').length") == 0
+        assert [error for error in tab.errors if "403" not in error] == []
+        await tab.type(OPS)
+        await tab.until("document.querySelectorAll('#tiers article').length === 9")
+        assert await tab.value("document.getElementById('ask').hidden")
+        assert OPS not in await tab.value("document.documentElement.outerHTML")
+        assert len(tab.errors) == 1, "the refusal of the other key"
 
 
 # ---- the Responses API, streamed

@@ -4,6 +4,7 @@ With the real gateway, a real Prometheus that goes by the rules that `raycade me
 """
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from runtime.mock.process import MockProcess
 from tests.e2e.chromium import chromium
 from tests.e2e.gateways import GatewayProcess
 from tests.e2e.jobs import ROOT, wait_until
-from tests.e2e.test_metrics import command, firing, free_port, prometheus
+from tests.e2e.test_metrics import command, firing, free_port, last_samples, prometheus
 
 STOP_USD = 8
 """A minute; the rules warn at 5."""
@@ -60,17 +61,21 @@ def test_a_runaway_loop_is_stopped_told_and_shown(tmp_path: Path) -> None:
     on when somebody says so."""
     port = free_port()
     with MockProcess({"tiers": {"dear": {"latency": 0.05}}}) as mock:
-        tiers = [{"name": "dear", "base_url": mock.tier_url("dear"), "price": {"prompt": 1000, "completion": 2000}}]
-        anomaly = {"min_minutes": 0, "factor": 8, "floor_usd_per_minute": 1, "stop": True}
+        tiers = [{"name": "dear", "base_url": mock.tier_url("dear"), "price": {"prompt": 3000, "completion": 6000}}]
+        # A small factor over a high floor: when the minute turns just before the limit, what was spent in it is the usual
+        # of the next one, which must be out of bounds all the same.
+        anomaly = {"min_minutes": 0, "factor": 2, "floor_usd_per_minute": STOP_USD / 2, "stop": True}
         config = {"telemetry": {"metrics_port": port}, "budget": {"anomaly": anomaly, "usd": {"per_day": 1000}}}
         rules = command("metrics", "rules").stdout
         with (
             GatewayProcess(tmp_path, tiers, **config) as gateway,
             prometheus(tmp_path / "prometheus", port, rules) as address,
-            Loop(gateway.url) as loop,
+            contextlib.ExitStack() as looping,
         ):
             process = gateway.process
             assert process is not None
+            wait_until(lambda: is_watched(address), process)
+            loop = looping.enter_context(Loop(gateway.url))
             wait_until(lambda: bool(loop.refusals), process)
             assert loop.refusals[0].code == "budget_exceeded", loop.refusals[0]
             fired: set[str] = set()
@@ -82,7 +87,7 @@ def test_a_runaway_loop_is_stopped_told_and_shown(tmp_path: Path) -> None:
             wait_until(both_fired, process)
             assert loop.answered > 20
             meter = mock.stats()["tiers"]["dear"]
-            spent_usd = (meter["prompt_tokens"] * 1000 + meter["completion_tokens"] * 2000) / 1e6
+            spent_usd = (meter["prompt_tokens"] * 3000 + meter["completion_tokens"] * 6000) / 1e6
             assert STOP_USD / 2 < spent_usd < 4 * STOP_USD, "it is stopped by reports of a second each"
             asyncio.run(page_tells(gateway))
             before = mock.stats()["tiers"]["dear"]["requests"]
@@ -96,6 +101,14 @@ def test_a_runaway_loop_is_stopped_told_and_shown(tmp_path: Path) -> None:
                 check=True,
             )
             wait_until(lambda: mock.stats()["tiers"]["dear"]["requests"] > before, process)
+
+
+def is_watched(address: str) -> bool:
+    """Whether Prometheus has a sample of what the tier has cost: nothing, but told."""
+    try:
+        return ("raycade_tier_cost_dollars_total", (("tier", "dear"),)) in last_samples(address)
+    except OSError:  # it has just been started
+        return False
 
 
 async def page_tells(gateway: GatewayProcess) -> None:

@@ -45,6 +45,7 @@ async def test_the_page_of_a_job_shows_a_breaker_that_opens(tmp_path: Path) -> N
                 shown = await tab.value("document.body.innerText")
                 assert f"batch {entry.run}" in shown
                 assert "all, this day" in shown
+                await tab.until("/used up at this pace\\s*(in|not before)/.test(document.body.innerText)")
                 assert await tab.value("document.getElementById('state').textContent") == "live"
                 assert await tab.value("document.documentElement.scrollWidth <= innerWidth")
                 if folder := os.environ.get("RAYCADE_TEST_SHOTS"):  # to look at it

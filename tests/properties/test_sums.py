@@ -26,7 +26,8 @@ class Reporting(RuleBasedStateMachine):
         self.doors = [self.new_door() for _ in range(3)]
         self.truth: dict[str, Totals] = {}
         """The newest report of each source that has arrived: what the sums must be made of."""
-        self.under_way: list[Totals] = []
+        self.under_way: list[tuple[Totals, bool]] = []
+        self.ended: set[str] = set()
         self.observer = Sums()
         self.shown: dict[Any, int] = {}
 
@@ -41,7 +42,13 @@ class Reporting(RuleBasedStateMachine):
 
     @rule(door=DOORS)
     def report(self, door: int) -> None:
-        self.under_way.append(self.doors[door].totals())
+        self.under_way.append((self.doors[door].totals(), False))
+
+    @rule(door=DOORS)
+    def door_ends(self, door: int) -> None:
+        """It says its last word, which is said again when no answer comes."""
+        self.under_way += [(self.doors[door].totals(), True) for _ in range(2)]
+        self.doors[door] = self.new_door()
 
     @rule(door=DOORS)
     def door_dies(self, door: int) -> None:
@@ -53,13 +60,15 @@ class Reporting(RuleBasedStateMachine):
         if not self.under_way:
             return
         position = data.draw(st.integers(0, len(self.under_way) - 1))
-        totals = self.under_way[position]
+        totals, last = self.under_way[position]
         if not again:
             del self.under_way[position]
-        self.observer.take(totals)
+        self.observer.take(totals, last)
         known = self.truth.get(totals.source)
-        if known is None or known.sequence < totals.sequence:
+        if totals.source not in self.ended and (known is None or known.sequence < totals.sequence):
             self.truth[totals.source] = totals
+            if last:
+                self.ended.add(totals.source)
 
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:

@@ -155,3 +155,11 @@ def test_the_table_knows_every_key_and_its_labels() -> None:
         assert len(table[key[0]].labels) == len(key) - 1, key
     assert {table[key[0]].kind for key in totals.counters} == {"counter"}
     assert {table[key[0]].kind for key in totals.distributions} == {"histogram"}
+
+
+def test_a_tier_is_told_before_anything_has_happened() -> None:
+    """What Prometheus first sees of a counter is no increase to it: a loop's first dollars must not be missed for that."""
+    counters = Tally("door", {"premium": "gpt", "basic": "small"}).totals().counters
+    assert (
+        counters["tier_cost", "premium"] == counters["tier_tokens", "basic", "prompt"] == counters["cost", "gpt"] == 0
+    )

@@ -10,6 +10,8 @@ from typing import Any
 import orjson
 import pytest
 
+from actors.budget.rows import Snapshot
+from actors.observer.scene import Report, Taken
 from runtime.config import Config
 from runtime.gateway.asks import Asks
 from runtime.gateway.batch_rules import Page, read_batch_ask
@@ -82,9 +84,13 @@ class Front:
 
 @contextlib.asynccontextmanager
 async def front(
-    folder: Path, reply: Callable[[int, dict[str, Any]], Any] = echoed, keys: str = "me\nother\n", **config: Any
+    folder: Path,
+    reply: Callable[[int, dict[str, Any]], Any] = echoed,
+    keys: str = "me\nother\n",
+    watch: Callable[[], Any] | None = None,
+    **config: Any,
 ) -> AsyncIterator[tuple[Front, Endpoint]]:
-    """A desk that works, over tiers `a` and `b`."""
+    """A desk that works, over tiers `a` and `b`; `watch` reaches its observer."""
     endpoint = Endpoint(reply, config.pop("latency_s", 0.01))
     folder.mkdir(exist_ok=True)
     keyfile = folder / "keys"
@@ -96,7 +102,7 @@ async def front(
         {"state_dir": str(folder), "tiers": tiers, "gateway": gateway, "prompts": {"dir": str(folder / "prompts")}}
     )
     asks = Asks(settings.tiers, min_quality="basic", deadline_s=30.0, share=True)
-    desk = Desk(settings, str(folder / "gateway"), lambda: asks, partial(house.another_router, "desk"))
+    desk = Desk(settings, str(folder / "gateway"), lambda: asks, partial(house.another_router, "desk"), "set", watch)
     working = asyncio.create_task(desk.run())
     try:
         yield Front(desk), endpoint
@@ -289,6 +295,61 @@ async def test_files_of_one_key(tmp_path: Path) -> None:
         with pytest.raises(HttpError):
             await desk.ask("file", ids[0])
         assert len(list((tmp_path / "gateway" / "files").iterdir())) == 4
+
+
+class Watched:
+    """The observer and the ledger: what the desk has told."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+
+    async def report(self, report: Report) -> Taken:
+        self.reports.append(report)
+        return Taken("http://127.0.0.1:1", True)
+
+    async def budget(self) -> Snapshot:
+        return Snapshot((), 1)
+
+    def counted(self, *key: str) -> int:
+        """By the counters whose names begin so, in the last report."""
+        counters = self.reports[-1].totals.counters
+        return sum(count for name, count in counters.items() if name[: len(key)] == key)
+
+
+async def test_rows_are_in_the_metrics_as_the_endpoint_has_seen_them(tmp_path: Path) -> None:
+    """Each row once, by its outcome, and every call; no custom_id is told, and while it runs how far it is."""
+    watched = Watched()
+    async with front(tmp_path, latency_s=0.3, watch=lambda: watched) as (desk, endpoint):
+        id = await desk.batch([row(number) for number in range(100)] + [row(100, model="gpt-99")])
+        seen = await desk.until(id, "completed")
+        good = await desk.lines(seen["output_file_id"])
+    assert watched.counted("requests") == 101
+    assert watched.counted("requests", "a", "ok") == len(good) == 99
+    assert watched.counted("requests", "none", "model_not_found") == 1
+    assert watched.counted("attempts") == len(endpoint.bodies) == 100
+    used = sum(line["response"]["body"]["usage"]["total_tokens"] for line in good.values())
+    assert watched.counted("tier_tokens", "a") == used
+    told = [job for report in watched.reports for job in report.scene.jobs]
+    assert {(job.run, job.output, job.total) for job in told if job.total} == {(id, "key me", 101)}
+    assert any(0 < job.done < 101 for job in told)
+    assert {tier.name for tier in watched.reports[-1].scene.tiers} == {"a", "b"}
+    ids = {line["response"]["request_id"] for line in good.values()}
+    calls = [one for key, one in watched.reports[-1].totals.distributions.items() if key[0] == "duration"]
+    assert {each[0] for one in calls for each in one.exemplars if each is not None} <= ids
+
+
+async def test_what_a_cancelled_batch_has_cost_is_in_the_metrics(tmp_path: Path) -> None:
+    """Calls that were given up on are booked whole, and counted so; those among them that still waited for a slot too."""
+    watched = Watched()
+    async with front(tmp_path, latency_s=0.05, watch=lambda: watched, batches={"window": 2}) as (desk, endpoint):
+        id = await desk.batch([row(number) for number in range(300)])
+        await desk.has_done(id, 10)
+        endpoint.latency_s = 60.0
+        await desk.ask("cancel_batch", id)
+        await desk.until(id, "cancelled")
+    assert watched.counted("attempts", "a", "cancelled") > 0
+    assert watched.counted("attempts") >= len(endpoint.bodies)
+    assert watched.counted("unknown_tokens", "a") > 0
 
 
 async def test_two_gateways_share_a_state_dir(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from actors.observer.scene import ActorScene, BudgetScene, GatewayScene, JobScen
 OPEN_METRICS = "application/openmetrics-text;version=1.0.0"
 ACTOR = ActorScene("0", "open", "open", "HTTP 503", 4.0, 26.0, 3, 2, 20, 1)
 SCENE = Scene(
-    job=JobScene("run1", "/out.jsonl", 5.0, 40, 100, 0.4, 8.0, 7.5, 1, 2, 10, 999, 1_500_000, 3, ("slow",)),
+    jobs=(JobScene("run1", "/out.jsonl", 5.0, 40, 100, 0.4, 8.0, 7.5, 1, 2, 10, 999, 1_500_000, 3, ("slow",)),),
     tiers=(TierScene("premium", "gpt", 7, {"server": 2}, (ACTOR, ACTOR._replace(actor="1", state="closed"))),),
     budgets=(BudgetScene("all", "day", "usd", 50_000_000, 1_500_001, 250_000, 0, 60.0),),
     anomalies=("tier:premium",),
@@ -136,7 +136,7 @@ async def test_a_gateways_replicas_are_told_together(tmp_path: Path) -> None:
     scrape on."""
     actor = observer(tmp_path)
     one = GatewayScene("one", 5.0, 7, 2, 1000, 10, 1, 2, 3.5, 999, 1_500_000, 1, ("stopped a trial",))
-    scene = SCENE._replace(job=None, gateway=one)
+    scene = SCENE._replace(jobs=(), gateway=one)
     await actor.report(Report(door("a", 2).totals(), scene))
     address = (
         await actor.report(Report(door("b", 3).totals(), scene._replace(gateway=one._replace(replica="two"))))
@@ -266,3 +266,36 @@ async def test_what_was_not_taken_is_in_the_next_report(tmp_path: Path) -> None:
     assert told["raycade_requests_total[('outcome', 'ok'), ('tier', 'premium')]"] == 2
     assert told["raycade_coalesced_total[]"] == 1
     await actor.close()
+
+
+# -- several processes of one runtime
+
+
+async def test_what_several_processes_see_is_put_together(tmp_path: Path) -> None:
+    """A gateway, a batch and a program at once: the newest word of each thing counts, and nothing comes and goes."""
+    actor = observer(tmp_path)
+    job = BudgetScene("job:x", "total", "usd", 1_000_000, 5, 0, 0, None)
+    batch = SCENE._replace(budgets=(*SCENE.budgets, job), halts=(("tier:a", "by hand"),), events=((9.0, "began"),))
+    newcomer = Scene(tiers=(TierScene("premium", "gpt", 0, {}, ()),), events=((2.0, "later"),))
+    spent = SCENE.budgets[0]._replace(spent=1_600_000)
+    gateway = SCENE._replace(jobs=(), budgets=(spent,), halts=batch.halts, events=())
+    for name, scene in (("batch", batch), ("gateway", gateway), ("program", newcomer)):
+        address = (await actor.report(Report(door(name).totals(), scene))).address
+    status = orjson.loads((await get(address, "/status"))[0])
+    await actor.close()
+    assert [job["run"] for job in status["jobs"]] == ["run1"]
+    assert [len(tier["actors"]) for tier in status["tiers"]] == [2], "who has just come has heard of no actor yet"
+    assert {row["scope"]: row["spent"] for row in status["budgets"]} == {"all": 1_600_000, "job:x": 5}
+    assert status["halts"] == [["tier:a", "by hand"]]
+    assert [text for _, text in status["events"]] == ["began", "later"]
+
+
+async def test_rows_that_wait_are_counted_with_the_requests_that_do(tmp_path: Path) -> None:
+    """A gateway on the same actors must not hide that a batch waits for its budget."""
+    gateway = GatewayScene("one", 5.0, 7, 2, 1000, 10, 1, 2, 3.5, 999, 1_500_000, 1, ())
+    actor = observer(tmp_path)
+    await actor.report(Report(door("batch").totals(), SCENE))
+    address = (await actor.report(Report(door("gateway").totals(), SCENE._replace(jobs=(), gateway=gateway)))).address
+    told = samples((await get(address, "/metrics"))[0])
+    await actor.close()
+    assert told["raycade_waiting_for_budget[]"] == 4

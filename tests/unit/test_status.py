@@ -30,8 +30,7 @@ def _words(line: str) -> list[str]:
 
 
 def told(scene: Scene, age_s: float = 1.0) -> dict[str, object]:
-    assert scene.job is not None
-    return {"age_s": age_s, **plain(scene._replace(job=None)), "jobs": [plain(scene.job)]}
+    return {"age_s": age_s, **plain(scene)}
 
 
 def text(scene: Scene, age_s: float = 1.0) -> str:
@@ -42,8 +41,10 @@ def text(scene: Scene, age_s: float = 1.0) -> str:
 
 
 SCENE = Scene(
-    job=JobScene(
-        "run1", "/out", 65.0, 40, 100, 0.4, 8.0, 7.5, 1, 2, 10, 999, 1_500_000, 3, ("no row has ended for 12 s",)
+    jobs=(
+        JobScene(
+            "run1", "/out", 65.0, 40, 100, 0.4, 8.0, 7.5, 1, 2, 10, 999, 1_500_000, 3, ("no row has ended for 12 s",)
+        ),
     ),
     tiers=(TierScene("premium", "gpt", 7, {"server": 2}, (OPEN, WELL)), TierScene("basic", "small", 0, {}, ())),
     budgets=(
@@ -57,7 +58,7 @@ SCENE = Scene(
 def test_a_gateway_is_told_with_the_sum_of_its_replicas() -> None:
     """What it does, and what its operator should know."""
     one = GatewayScene("one", 5.0, 7, 2, 1000, 1000, 1, 2, 3.5, 999, 1_500_000, 0, ("stopped the trial of p@2",))
-    told = {"age_s": 1.0, **plain(SCENE._replace(job=None)), "jobs": [], "gateways": [plain(one), plain(one)]}
+    told = {"age_s": 1.0, **plain(SCENE._replace(jobs=())), "gateways": [plain(one), plain(one)]}
     entry = ENTRY._replace(kind="gateway", run="serve-1", output="http://127.0.0.1:8000/v1")
     console = Console(width=200, record=True, file=io.StringIO(), color_system=None)
     for part in drawn(entry, told, 1065.0):

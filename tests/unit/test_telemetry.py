@@ -58,6 +58,6 @@ def test_an_anomaly_is_told_for_some_minutes_and_for_as_long_as_it_stops_its_sco
 
 def test_before_the_ledger_has_answered_the_job_is_told_all_the_same() -> None:
     scene = told(None)
-    assert scene.job is not None
-    assert (scene.job.done, scene.job.in_flight, scene.job.notices) == (40, 7, ("slow",))
+    (job,) = scene.jobs
+    assert (job.done, job.in_flight, job.notices) == (40, 7, ("slow",))
     assert (scene.budgets, scene.watched) == ((), ("tier:a", "key:blue"))

@@ -1,5 +1,6 @@
 """Spans of a router's requests, as an OTLP collector gets them: over HTTP, from real actors, with no text of a user's."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,9 +12,10 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from actors.messages import Result
+from actors.messages import Request, Result
 from actors.router.tracing import Tracing, otlp
-from tests.unit.test_flow import PROMPT, Endpoint, answer, error, house
+from tests.unit.test_flow import PROMPT, Endpoint, Heard, answer, error, house
+from tests.unit.test_streaming import ScriptedStream
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -46,6 +48,14 @@ class Collector:
             for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
                 found += [span for scope in resource.scope_spans for span in scope.spans]
         return sorted(found, key=lambda span: span.start_time_unix_nano)
+
+
+class InOnePiece(Endpoint):
+    """Whoever asks for a stream gets the answer as a whole."""
+
+    async def stream(self, path: str, body: bytes, first_byte_timeout_s: float, stall_timeout_s: float) -> Any:
+        reply = await self.send(path, body, first_byte_timeout_s)
+        return ScriptedStream(reply.body, {"content-type": "application/json"})
 
 
 @pytest.fixture
@@ -114,6 +124,30 @@ async def test_who_shares_an_answer_is_linked_to_the_request_that_got_it(collect
     assert len(shared) == 2
     assert {link.span_id for span in shared for link in span.links} == {lead.parent_span_id}
     assert len({span.trace_id for span in claims}) == 3
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_link_leads_to_another_routers_request(collector: Collector, tmp_path: Path, streamed: bool) -> None:
+    """Whoever shares an answer, whole or as it comes, may have asked elsewhere: the link is to the one that made the call."""
+    slow = InOnePiece(lambda number, body: answer(), 0.2)
+    body = b'{"messages":[{"role":"user","content":"hi"}]}'
+    request = Request("r", "/chat/completions", body, b"d" * 32, 100, 16, stream=streamed)
+    async with house(tmp_path, {"a": slow}) as made:
+        routers = [
+            made.another_router(f"router/{name}", tracing=Tracing(name, otlp(collector.address))) for name in "xy"
+        ]
+        for router in routers:
+            await router.open()
+        asked = [router.stream(request, Heard()) if streamed else router.run(request) for router in routers]
+        done = await asyncio.gather(*asked)
+        for router in routers:
+            await router.close()
+    assert [isinstance(each, Result) and each.coalesced for each in done].count(True) == 1
+    claims = named(collector.spans(), "raycade.claim")
+    (lead,) = [span for span in claims if told(span)["raycade.claim.outcome"] == "lead"]
+    (shared,) = [span for span in claims if told(span)["raycade.claim.outcome"] == "shared"]
+    assert [link.span_id for link in shared.links] == [lead.parent_span_id]
+    assert len(slow.bodies) == 1
 
 
 async def test_what_was_never_sent_is_no_call(collector: Collector, tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ ENTRY = Entry("job-1", "run1", 4711, "/data/out.jsonl", 1000.0, "http://127.0.0.
 OPEN = ActorScene("0", "open", "open", "HTTP 503, \x1b[31mno", 4.0, 26.0, 0, 0, 20, 1)
 WELL = ActorScene("1", "closed", "closed", "", 65.0, None, 12, 3, 20, 0)
 SCENE = Scene(
-    job=JobScene(
-        "run1", "/out", 65.0, 40, 100, 0.4, 8.0, 7.5, 1, 2, 10, 999, 1_500_000, 3, ("no row has ended for 12 s",)
+    jobs=(
+        JobScene(
+            "run1", "/out", 65.0, 40, 100, 0.4, 8.0, 7.5, 1, 2, 10, 999, 1_500_000, 3, ("no row has ended for 12 s",)
+        ),
     ),
     tiers=(TierScene("premium", "gpt", 7, {"server": 2}, (OPEN, WELL)), TierScene("basic", "small", 0, {}, ())),
     budgets=(
@@ -54,8 +56,7 @@ class Door:
 
 
 def told(scene: Scene = SCENE) -> dict[str, Any]:
-    assert scene.job is not None
-    return {"age_s": 0.0, **plain(scene._replace(job=None)), "jobs": [plain(scene.job)]}
+    return {"age_s": 0.0, **plain(scene)}
 
 
 def text(rates: Rates, scene: Scene = SCENE, width: int = 160) -> str:
@@ -127,7 +128,19 @@ def test_a_person_sees_progress_tiers_budgets_and_what_happened_last() -> None:
 
 
 def test_a_narrow_terminal_has_room_for_the_numbers() -> None:
-    assert all(len(line) <= 80 for line in text(Rates(), width=80).splitlines())
+    """Each budget stays on one line, with a bar that is whole and the time that matters."""
+    rates = Rates()
+    tokens = BudgetScene("all", "day", "tokens", 2_000_000, 1_400_000, 250_000, 0, 12_600.0)
+    scene = SCENE._replace(budgets=(SCENE.budgets[0], tokens))
+    for second in range(0, 31, 2):
+        rates.take_budgets([{**plain(tokens), "spent": 1_100_000 + second * 10_000}], float(second))
+    lines = text(rates, scene, width=78).splitlines()
+    assert all(len(line) <= 78 for line in lines)
+    shown = [" ".join(line.split()) for line in lines if line.startswith("  all today")]
+    assert shown == [
+        "all today ────────── 3% $1.50 of $50.00 turns in 1 h",
+        "all today ━━━━━━━─── 70% 1.4M of 2.0M tokens used up in 1 min",
+    ]
 
 
 def test_without_a_terminal_there_is_nothing_to_watch_on(tmp_path: Path) -> None:
