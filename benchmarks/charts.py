@@ -8,7 +8,7 @@ from runtime.batch.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart,
 
 __all__ = ["Bar", "Bars", "bars", "curve"]
 
-LABELS = 300
+LABELS = 350
 """Width of the labels beside bars."""
 ROW = 26
 NUMBERS = 76

@@ -1,4 +1,4 @@
-"""How raycade's rate and CPU a row grow with rows in flight, tier actors, routers, rows and drivers. A scenario of `benchmarks.page`.
+"""How raycade's rate and CPU a row grow with rows in flight, tiers, tier actors, routers, rows and drivers. A scenario of `benchmarks.page`.
 
 One thing is varied at a time; all runs of a round share the one that has every default. 0 ms, every guard on.
 """
@@ -14,14 +14,21 @@ __all__ = ["growth"]
 IN_FLIGHT = (10, 30, 100, 300, 1_000, 2_000, 3_000, 10_000)
 LENGTHS = (1_000, 5_000, 20_000, 100_000, 200_000, 500_000, 1_000_000)
 LONGEST_S = 60.0
-USUAL: dict[str, int] = {"rows in flight": 2_000, "tier actors": 2, "routers": 1, "rows": 20_000, "drivers": 1}
+USUAL: dict[str, int] = {
+    "rows in flight": 2_000,
+    "tiers": 1,
+    "tier actors": 2,
+    "routers": 1,
+    "rows": 20_000,
+    "drivers": 1,
+}
 
 Point = tuple[str, int]
 """What is varied, and its value."""
 
 
 def growth(setup: Setup) -> Result:
-    """How rate and CPU a row change with rows in flight, tier actors, routers, length of the input, and drivers over shards."""
+    """How rate and CPU a row change with rows in flight, tiers, tier actors, routers, length of the input, and drivers over shards."""
     usual = {**USUAL, "rows": 1_000} if setup.quick else USUAL
     with setup.bench.endpoint():
         base = [_run(setup, usual, "warm")]  # its rate says how many rows take a minute; it is counted nowhere
@@ -61,7 +68,7 @@ def growth(setup: Setup) -> Result:
             _curve(f"CPU us/row against {varied}", varied, "cpu_us_per_row", runs),
         )
     ]
-    for varied in ("tier actors", "routers", "drivers"):
+    for varied in ("tiers", "tier actors", "routers", "drivers"):
         of_it = [
             {"label": f"{value} {varied}", **spread(run["rows_per_s"] for run in of_one)}
             for (name, value), of_one in runs.items()
@@ -84,13 +91,20 @@ def _points(setup: Setup, usual: Mapping[str, int], rows_per_s: float) -> list[P
         lengths.append(setup.most_rows)
     values: dict[str, list[int]] = {
         "rows in flight": list(IN_FLIGHT),
+        "tiers": [1, 3],
         "tier actors": [1, 2, 4],
         "routers": [1, 2],
         "rows": lengths,
         "drivers": [1, 2],
     }
     if setup.quick:
-        values |= {"rows in flight": [10, 2_000], "tier actors": [2], "routers": [1], "rows": [1_000, 2_000]}
+        values |= {
+            "rows in flight": [10, 2_000],
+            "tiers": [1],
+            "tier actors": [2],
+            "routers": [1],
+            "rows": [1_000, 2_000],
+        }
     return [(varied, value) for varied, of_it in values.items() for value in of_it]
 
 
@@ -103,8 +117,9 @@ def _run(setup: Setup, values: Mapping[str, int], what: str) -> Run:
     )
     if values["drivers"] > 1:
         return bench.drivers(values["drivers"], rows, warmup, what, settings)
+    names = ("main", "second", "third")[: values["tiers"]]  # those after the first are there and have nothing to do
     config: dict[str, Any] = {
-        "tiers": [bench.tier(replicas=values["tier actors"])],
+        "tiers": [bench.tier(name=name, model=name, replicas=values["tier actors"]) for name in names],
         "router": {"replicas": values["routers"]},
     }
     return bench.run("raycade", rows, warmup, what, settings, config)

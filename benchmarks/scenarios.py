@@ -4,8 +4,10 @@ A result has `columns` (key, heading, digits) and `rows` (a dict each; a value i
 most), `measured` (by key of benchmarks.aims.AIMS), `plots`, `notes`, and `runs`: every single one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -105,6 +107,47 @@ def _compared(runs: Mapping[str, list[Run]], labels: Mapping[str, str]) -> list[
     ]
 
 
+def _tried(
+    setup: Setup,
+    names: Sequence[str],
+    in_flight: Callable[[str], Sequence[int]],
+    counts: Mapping[str, int],
+    warmup: int,
+    notes: list[str],
+) -> dict[str, list[Run]]:
+    """For each loop what was tried, best first."""
+    found = {}
+    for name in names:
+        with _left_out(setup, name, notes):
+            found[name] = setup.bench.choose(name, counts[name], in_flight(name), warmup)
+    return found
+
+
+def _rounds(
+    setup: Setup, names: Iterable[str], one: Callable[[str, str], Run], notes: list[str]
+) -> dict[str, list[Run]]:
+    """Runs of all in turn: A B C A B C."""
+    runs: dict[str, list[Run]] = {name: [] for name in names}
+    for _, what in setup.numbers():
+        for name in list(runs):
+            with _left_out(setup, name, notes, runs):
+                runs[name].append(one(name, what))
+    return runs
+
+
+@contextmanager
+def _left_out(setup: Setup, name: str, notes: list[str], runs: dict[str, list[Run]] | None = None) -> Iterator[None]:
+    """A peer that fails costs its own line, not the whole scenario."""
+    try:
+        yield
+    except (SystemExit, TimeoutExpired) as error:
+        if name in ("aiohttp", "raycade", "auto"):
+            raise
+        (runs or {}).pop(name, None)
+        notes.append(f"{CLIENTS[name].label} is left out, since it failed: {str(error).strip().splitlines()[-1][:200]}")
+        setup.console.print(f"  {notes[-1]}", markup=False, highlight=False)
+
+
 # -- throughput ----------------------------------------------------------------------------------------------------
 
 
@@ -115,13 +158,12 @@ def overhead(setup: Setup) -> Result:
     with bench.endpoint():
         counts = {name: max(rows // CLIENTS[name].share, min(rows, 1_000)) for name in names}
         loops = [name for name in names if name != "raycade"]
-        tried = {name: bench.choose(name, counts[name], CLIENTS[name].in_flight, warmup) for name in loops}
-        settings = {name: tried[name][0]["settings"] if name in tried else {} for name in names}
-        runs: dict[str, list[Run]] = {name: [] for name in names}
-        for _, what in setup.numbers():
-            for name, of_one in runs.items():
-                of_one.append(bench.run(name, counts[name], warmup, what, settings[name]))
-    labels = {name: f"{CLIENTS[name].label} ({shown(settings[name])})" for name in loops}
+        tried = _tried(setup, loops, lambda name: CLIENTS[name].in_flight, counts, warmup, notes)
+        settings = {name: trials[0]["settings"] for name, trials in tried.items()} | {"raycade": {}}
+        runs = _rounds(
+            setup, settings, lambda name, what: bench.run(name, counts[name], warmup, what, settings[name]), notes
+        )
+    labels = {name: f"{CLIENTS[name].label} ({shown(settings[name])})" for name in tried}
     table = _compared(runs, {**labels, "raycade": f"{CLIENTS['raycade'].label} (2,000 in flight)"})
     measured = {
         f"over {name}": ratio(runs["raycade"], runs[name]) for name in ("aiohttp", "openai", "litellm") if name in runs
@@ -156,18 +198,18 @@ def waiting(setup: Setup) -> Result:
             counts = {name: max(rows // CLIENTS[name].share, min(rows, 2 * window)) for name in names}
             config = {"tiers": [bench.tier(concurrency=window // 2)]}
             loops = [name for name in names if name != "raycade"]
-            settings: dict[str, Any] = {
-                name: bench.choose(name, counts[name], (window,), warmup)[0]["settings"] for name in loops
-            }
+            tried = _tried(setup, loops, lambda name: [window], counts, warmup, notes)  # noqa: B023 - used at once
+            settings = {name: trials[0]["settings"] for name, trials in tried.items()}
             settings |= {"raycade": {"window": window}, "auto": {"window": window}}
-            found: dict[str, list[Run]] = {name: [] for name in (*names, "auto")}
-            for _, what in setup.numbers():
-                for name, of_one in found.items():
-                    client, own = ("raycade", {}) if name == "auto" else (name, config)
-                    said = f"{window:,} in flight, {what}{', auto' if name == 'auto' else ''}"
-                    of_one.append(bench.run(client, counts.get(name, rows), warmup, said, settings[name], own))
+
+            def one(name: str, what: str) -> Run:
+                client, own = ("raycade", {}) if name == "auto" else (name, config)  # noqa: B023
+                said = f"{window:,} in flight, {what}{', auto' if name == 'auto' else ''}"  # noqa: B023
+                return bench.run(client, counts.get(name, rows), warmup, said, settings[name], own)  # noqa: B023
+
+            found = _rounds(setup, settings, one, notes)
             labels = {
-                name: f"{CLIENTS[name].label} ({'uvloop' if settings[name]['uvloop'] else 'asyncio'})" for name in loops
+                name: f"{CLIENTS[name].label} ({'uvloop' if settings[name]['uvloop'] else 'asyncio'})" for name in tried
             }
             labels |= {
                 "raycade": f"{CLIENTS['raycade'].label}",
@@ -256,7 +298,9 @@ def rate_limited(setup: Setup) -> Result:
         ["refused", "of calls refused", 3],
         ["answered_share", "of rows answered", 4],
     ]
-    notes = ["The warm-up's calls are in the share that was refused."]
+    notes = [
+        "The warm-up's calls are in the share that was refused. The script begins with a minute's worth of its limit, and pauses for 15 s after a refusal."
+    ]
     return result(table, [*columns, *RATES[1:]], runs, measured=measured, notes=notes)
 
 
