@@ -10,6 +10,8 @@ __all__ = ["Bar", "Bars", "bars", "curve"]
 
 LABELS = 350
 """Width of the labels beside bars."""
+LAST_LABEL = 24
+"""Room for half of the label at the end of the axis."""
 ROW = 26
 NUMBERS = 76
 
@@ -54,10 +56,11 @@ def curve(points: Sequence[Mapping[str, float]]) -> Chart:
     """Medians as a line over x in powers of ten, and a stroke from least to most at each."""
     ticks = nice(max((point["most"] for point in points), default=0.0))
     xs = [log10(point["x"]) for point in points]
+    right = WIDTH - RIGHT - LAST_LABEL
     low, high = floor(min(xs)), max(ceil(max(xs)), floor(min(xs)) + 1)
 
     def x(at: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (at - low) / (high - low)
+        return LEFT + (right - LEFT) * (at - low) / (high - low)
 
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / ticks[-1]
@@ -70,7 +73,7 @@ def curve(points: Sequence[Mapping[str, float]]) -> Chart:
         WIDTH,
         HEIGHT,
         LEFT,
-        WIDTH - RIGHT,
+        right,
         HEIGHT - BOTTOM,
         (Drawn("median", "p50", f"M{line}"), Drawn("least to most", "between", " ".join(strokes))),
         tuple(Tick(round(x(power), 1), f"{10**power:,}") for power in range(low, high + 1)),
