@@ -16,10 +16,11 @@ BASE := .venv/.installed
 TEST := .venv/.installed-test
 DEPENDENCIES := pyproject.toml constraints.txt
 PEER := build/peers/litellm/.installed
+PEERS := $(PEER) build/peers/sdk-langchain/.installed
 SDKS := $(patsubst tests/peers/%.txt,build/peers/sdk-%/.installed,$(wildcard tests/peers/*.txt))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test fast sdks faults prove bench gateway-bench ray-data-bench guards overspend capacity tail soak clean
+.PHONY: help demo check test fast sdks faults prove bench bench-page peers gateway-bench ray-data-bench guards overspend capacity tail soak clean
 
 help:
 	@echo "make demo    set up .venv and run a job of 400 rows against three mock tiers, into demo-out/"
@@ -31,6 +32,7 @@ help:
 	@echo "make slow    the long tests that make test leaves out, beside the faults"
 	@echo "make prove   run COUNT (1,000,000) simulated histories of faults from seed FIRST (0) on: no overspend, no leak"
 	@echo "make bench   measure the throughput on this machine"
+	@echo "make bench-page   all benchmarks and what they are compared with, as one page: bench-out/index.html (takes long; BENCH=--quick to try)"
 	@echo "make guards   what budgets, coalescing and metrics cost of it"
 	@echo "make gateway-bench   what the gateway costs its callers, beside LiteLLM's proxy and a direct connection"
 	@echo "make ray-data-bench   a Ray Data pipeline through raycade, beside ray.data.llm and plain aiohttp"
@@ -38,7 +40,7 @@ help:
 	@echo "make tail    a batch on an endpoint with stragglers, with and without hedging"
 	@echo "make soak    a job of MINUTES (30) with a fault every 20 s: is anything lost, do memory and open files grow?"
 	@echo "make capacity    what a tier finds out about its endpoint's limits by itself, in some 15 minutes"
-	@echo "make clean   remove .venv, caches and demo-out/"
+	@echo "make clean   remove .venv, caches, demo-out/ and bench-out/"
 	@echo "PYTHON=/path/to/python3.11 chooses the Python that .venv is made with."
 
 demo: $(BASE)
@@ -79,6 +81,15 @@ prove: $(TEST)
 
 bench: $(BASE)
 	@$(BIN)/python -m benchmarks.overhead
+
+# What could not be set up is left out of the page, which says so.
+BENCH ?=
+bench-page: $(TEST)
+	@$(MAKE) --no-print-directory --keep-going peers || echo "going on without what could not be set up"
+	@$(BIN)/python -m benchmarks.page $(BENCH)
+
+# What raycade is compared with: each in an environment of its own.
+peers: $(PEERS)
 
 guards: $(BASE)
 	@$(BIN)/python -m benchmarks.guards
@@ -123,7 +134,7 @@ build/peers/sdk-%/.installed: tests/peers/%.txt | .venv/bin/python
 	@touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-out *.egg-info build
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-out bench-out *.egg-info build
 	find runtime actors benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

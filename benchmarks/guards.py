@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.overhead import WARMUP_ROWS, Bench, ratio, spread
+from benchmarks.bench import WARMUP_ROWS, Bench, ratio, spread
 
 __all__ = ["main"]
 
@@ -44,18 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.rows < 20 or options.rounds < 1:
         parser.error("expected at least 20 rows and one round")
-    options.window, options.latency, options.concurrency = 2000, 0.0, "auto"
-    options.warmup = min(WARMUP_ROWS, options.rows // 10)
+    warmup = min(WARMUP_ROWS, options.rows // 10)
     console = Console()
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory(prefix="raycade-bench-") as folder:
-        bench = Bench(Path(folder), options, console)
+        bench = Bench(Path(folder), console)
         with bench.endpoint():
             for number in range(options.rounds):
                 names = list(VARIANTS)[number % len(VARIANTS) :] + list(VARIANTS)[: number % len(VARIANTS)]
                 for name in names:
                     what = f"{name}, round {number + 1} of {options.rounds}"
-                    runs[name].append(bench.run("raycade", options.rows, {}, what, VARIANTS[name]))
+                    runs[name].append(bench.run("raycade", options.rows, warmup, what, config=VARIANTS[name]))
     table = Table(title=f"{options.rows:,} rows, 0 ms, {options.rounds} rounds", title_justify="left")
     for column in ("guards", "rows/s", "of `all`", "least to most", "CPU us/row"):
         table.add_column(column, justify="left" if column == "guards" else "right")

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.overhead import WORDS
+from benchmarks.bench import WORDS
 from runtime.mock.ask import count_tokens
 from runtime.mock.process import MockProcess
 

@@ -32,7 +32,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.overhead import ratio, spread
+from benchmarks.bench import ratio, spread
 from runtime.mock.process import MockProcess
 from runtime.ray_data import complete
 

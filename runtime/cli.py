@@ -1,4 +1,4 @@
-"""The command line: `raycade batch | serve | up | down | keys | status | metrics | budget | prompts | mock`. Options are read here, what they do is elsewhere.
+"""The command line: `raycade batch | serve | up | down | keys | status | metrics | budget | prompts | mock | bench`. Options are read here, what they do is elsewhere.
 
 Every error that a user can make ends in one line on stderr and exit code 2; a traceback is a defect of ours.
 """
@@ -239,6 +239,19 @@ def status(
     from runtime.status import status as tell
 
     raise typer.Exit(tell(config, as_json))
+
+
+@app.command()
+def bench(
+    scenarios: Annotated[list[str] | None, typer.Argument(metavar="SCENARIO", help="Default: all of them.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="To see that it works; not to be quoted.")] = False,
+    out: Annotated[str, typer.Option(help="Folder of the page and the numbers.")] = "bench-out",
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Compare with what `make peers` sets up.")] = True,
+) -> None:
+    """Measure this machine's throughput against mock endpoints, and make a page of it. Needs a checkout."""
+    from runtime.bench import run_bench
+
+    raise typer.Exit(run_bench(scenarios or [], quick, out, peers))
 
 
 def main() -> None:

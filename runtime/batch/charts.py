@@ -6,7 +6,23 @@ from typing import NamedTuple
 
 from runtime.batch.summary import span
 
-__all__ = ["Band", "Chart", "Drawn", "Tick", "lines", "stacked", "time_ticks", "timeline"]
+__all__ = [
+    "BOTTOM",
+    "HEIGHT",
+    "LEFT",
+    "RIGHT",
+    "TOP",
+    "WIDTH",
+    "Band",
+    "Chart",
+    "Drawn",
+    "Tick",
+    "lines",
+    "nice",
+    "stacked",
+    "time_ticks",
+    "timeline",
+]
 
 WIDTH, HEIGHT = 720, 220
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 10, 26
@@ -60,7 +76,7 @@ def stacked(series: Sequence[tuple[str, str, Sequence[float]]], width_s: float, 
     """Values of slices of time on top of each other, as steps. `series`: label, style, values of each slice."""
     count = max((len(values) for _, _, values in series), default=0)
     totals = [sum(values[index] for _, _, values in series) for index in range(count)]
-    ticks = _nice(max(totals, default=0.0))
+    ticks = nice(max(totals, default=0.0))
     until = max(ended_s, width_s * count, 1e-9)
     floors, drawn = [0.0] * count, []
     for label, style, values in series:
@@ -83,7 +99,7 @@ def stacked(series: Sequence[tuple[str, str, Sequence[float]]], width_s: float, 
 def lines(series: Sequence[tuple[str, str, Sequence[float | None]]], width_s: float, ended_s: float) -> Chart:
     """Values of slices of time as lines through their middles; None makes a gap."""
     count = max((len(values) for _, _, values in series), default=0)
-    ticks = _nice(max((value for _, _, values in series for value in values if value is not None), default=0.0))
+    ticks = nice(max((value for _, _, values in series for value in values if value is not None), default=0.0))
     until = max(ended_s, width_s * count, 1e-9)
     drawn = []
     for label, style, values in series:
@@ -143,7 +159,7 @@ def _y(value: float, top: float) -> float:
     return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / top
 
 
-def _nice(most: float) -> list[float]:
+def nice(most: float) -> list[float]:
     """From zero to at least `most`, in four or five round steps."""
     if most <= 0:
         return [0.0, 1.0]

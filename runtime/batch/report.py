@@ -13,11 +13,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import orjson
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from actors.budget.rows import Snapshot
 from actors.errors import ConfigError
@@ -108,11 +107,16 @@ def failures_of(errors: str) -> tuple[Counter[str], dict[str, Example]]:
 
 def html(job: Job) -> str:
     """The page."""
-    engine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    engine = Environment(
+        loader=PackageLoader("runtime.batch", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     engine.filters |= {"dollars": dollars, "span": _span, "short": short, "count": lambda number: f"{number:,}"}
     engine.filters |= {"percent": _percent, "plain": lambda text: plain(str(text), 400)}
-    source = files("runtime.batch").joinpath(TEMPLATE).read_text()
-    return engine.from_string(source).render(**_page(job))
+    return engine.get_template(TEMPLATE).render(**_page(job))
 
 
 def _page(job: Job) -> dict[str, Any]:

@@ -151,10 +151,11 @@ class BatchRun:
 
     async def _feed(self) -> None:
         ahead = self._recall.start()
+        rows = max(1, min(PIECE_ROWS, self._window // 16))  # so much at most is in flight beyond a small window
         try:
             async for chunk in ahead:
-                for start in range(0, len(chunk), PIECE_ROWS):
-                    piece = chunk[start : start + PIECE_ROWS]
+                for start in range(0, len(chunk), rows):
+                    piece = chunk[start : start + rows]
                     last = self._limit is not None and piece[-1].number >= self._limit - 1
                     if last:
                         piece = [raw for raw in piece if raw.number < (self._limit or 0)]
