@@ -22,8 +22,9 @@ __all__ = ["NAMESPACE", "Place", "connect", "disconnect", "first_line", "place_o
 NAMESPACE = "raycade"
 OBJECT_STORE_BYTES = 200 * 1024 * 1024
 """Of an embedded Ray: rows travel inline, so the object store is nearly unused."""
-EMBEDDED = {"RAY_task_events_report_interval_ms": "0", "RAY_event_stats": "0"}
-"""An embedded Ray has no dashboard, so nobody reads its record of every actor call, which costs a tenth of the CPU."""
+EMBEDDED = {"RAY_task_events_report_interval_ms": "0", "RAY_event_stats": "0", "RAY_worker_niceness": "0"}
+"""An embedded Ray has no dashboard, so nobody reads its record of every actor call, which costs a tenth of the CPU. And its
+actors are the job: Ray would run them behind everything else on the machine (nice 15)."""
 
 _TOKEN = (
     "one that asks for a token needs RAY_AUTH_MODE=token, and its token in ~/.ray/auth_token or in the file that "
