@@ -3,8 +3,8 @@
 HAProxy, which comes with Ray Serve, takes the connections; the replicas answer its requests directly. Measured on two
 cores with a bare application: Serve's own proxy 189 requests/s and 8.7 ms, this way 1,400/s and 1.0 ms. What it changes:
 
-- A replica's port and HAProxy's statistics listen on all interfaces when the gateway does. So every request is
-  authenticated in the application, and the README says what to firewall.
+- A replica's port listens on all interfaces when the gateway does. So every request is authenticated in the application,
+  and the README says what to firewall.
 - Its flags are read when Serve's processes start: `prepare` sets them before Ray starts. A cluster that is joined brings
   its own.
 

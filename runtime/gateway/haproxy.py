@@ -5,6 +5,7 @@
   be paid.
 - What HAProxy says itself, since no replica can, comes in OpenAI's shape. Serve would have it say 404 while the gateway starts
   or stops and 500 when a replica dies, so that clients give up which ought to come again.
+- Its statistics are for this machine only.
 """
 
 import os
@@ -34,6 +35,8 @@ def haproxy_script(folder: str) -> str:
         # serves all: HAProxy's word for it, and that of Serve's own proxy, which answers while there is no replica.
         file.write(f"s|^\\( *errorfile 50. \\).*/500\\.http|\\1{page}|\n")
         file.write(f"s|^\\( *http-request return \\)status 404 .*Ping http.*|\\1{says}|\n")
+        # Its statistics, for everybody who reaches the machine otherwise.
+        file.write("s|^\\( *bind \\)\\**:\\([0-9][0-9]*\\)$|\\1127.0.0.1:\\2|\n")
         plain = "{ status 404 } { res.hdr(content-type) -m beg text/plain }"
         file.write(
             f"s|^\\( *default_backend default_backend\\)$|\\1 # and:\\n    http-response return {says} if {plain}|\n"

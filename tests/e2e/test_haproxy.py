@@ -19,6 +19,8 @@ FROM_SERVE = (
     "errorfile 502 ",
     "errorfile 503 ",
     "    default_backend default_backend\n",
+    "    bind :{{ config.metrics_port }}\n",
+    "bind *:{{ config.stats_port }}\n",
     "http-request return status 404 content-type text/plain lf-string \"Path '%[path]' not found. Ping http",
 )
 SETUP = """global
@@ -37,6 +39,12 @@ frontend http_frontend
     use_backend nobody if {{ path_beg /nobody }}
     use_backend proxy if {{ path_beg /proxy }}
     default_backend default_backend
+frontend prometheus
+    bind :{port_of_metrics}
+listen stats
+  bind *:{port_of_stats}
+  stats enable
+  stats uri /stats
 backend default_backend
     http-request return status 404 content-type text/plain lf-string "Path '%[path]' not found. Ping http://.../-/routes"
 backend nobody
@@ -61,14 +69,20 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def port(tmp_path: Path) -> Iterator[int]:
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[int]:
+    port, metrics, stats = _free_port(), _free_port(), _free_port()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxy) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        (tmp_path / "haproxy.cfg").write_text(SETUP.format(folder=tmp_path, port=port, proxy=proxy.server_port))
+        given = {"folder": tmp_path, "port": port, "proxy": proxy.server_port}
+        text = SETUP.format(**given, port_of_metrics=metrics, port_of_stats=stats)
+        (tmp_path / "haproxy.cfg").write_text(text)
         command = [haproxy_script(str(tmp_path)), "-f", str(tmp_path / "haproxy.cfg")]
         subprocess.run([*command, "-c"], check=True, timeout=30, capture_output=True)  # Serve checks first, then starts
         with subprocess.Popen([*command, "-db"]) as process:
@@ -106,3 +120,10 @@ def test_where_no_replica_can_answer_clients_are_told_to_come_again(port: int) -
     assert get(port, "/proxy/v1/models") == (503, "1", "not_serving")
     assert get(port, "/nobody/v1/models") == (503, "1", "restarting")
     assert get(port, "/proxy/ours") == (404, None, None)
+
+
+def test_statistics_are_for_this_machine(port: int, tmp_path: Path) -> None:
+    """Serve would show them on every address that the machine has, though the gateway listens on loopback."""
+    binds = [line.split()[1] for line in (tmp_path / "haproxy.cfg").read_text().splitlines() if "bind " in line]
+    assert len(binds) == 3
+    assert all(bind.startswith("127.0.0.1:") for bind in binds)
