@@ -162,6 +162,8 @@ class Tally:
                     self._observe(("first_token", tier.model), attempt.first_token_s, request_id)
                 if attempt.per_token_s:
                     self._observe(("per_token", tier.model), attempt.per_token_s, request_id)
+                if attempt.malformed_events:
+                    self.add(("malformed_events", tier.name), attempt.malformed_events)
             tokens, usd_micros = attempt.booked
             if tokens or usd_micros:
                 used = attempt.prompt_tokens + attempt.completion_tokens

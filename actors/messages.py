@@ -173,6 +173,8 @@ class Attempt(NamedTuple):
     """Of an answer that was streamed: from sending to the first part of it."""
     per_token_s: float = 0.0
     """And each token after that, on average."""
+    malformed_events: int = 0
+    """Of its stream: they could not be read, and were passed over."""
 
 
 class Result(NamedTuple):

@@ -168,6 +168,13 @@ METRICS: tuple[Metric, ...] = (
         "seconds",
     ),
     Metric(
+        "malformed_events",
+        "raycade_stream_malformed_events_total",
+        "counter",
+        ("tier",),
+        "Events of good streams that could not be read, and were passed over.",
+    ),
+    Metric(
         "prompt_requests",
         "raycade_prompt_version_requests_total",
         "counter",

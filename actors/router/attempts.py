@@ -409,9 +409,9 @@ def _settled(
     usage = None if done is None else done.usage
     unmetered = usage is None and isinstance(done, Answer)
     prompt_tokens, completion_tokens = (0, 0) if usage is None else usage[:2]
-    first_token_s = per_token_s = 0.0
+    first_token_s, per_token_s, malformed_events = 0.0, 0.0, 0
     if isinstance(done, Answer) and done.streaming is not None:
-        first_token_s = done.streaming.first_token_s
+        first_token_s, malformed_events = done.streaming.first_token_s, done.streaming.malformed
         # Reasoning that is not shown comes before the first token, and is counted all the same.
         tokens = done.streaming.events if usage is None else usage.completion_tokens - usage.reasoning_tokens
         if tokens > 1:
@@ -427,6 +427,7 @@ def _settled(
         overrun_usd_micros=max(0, cost.usd_micros - reserved.usd_micros),
         first_token_s=first_token_s,
         per_token_s=per_token_s,
+        malformed_events=malformed_events,
     )
 
 

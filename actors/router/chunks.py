@@ -1,17 +1,17 @@
 """One stream for the caller out of two upstream: the events of the second under the name of the first. Pure.
 
-A stream that was not resumed is never touched. In one that was, every event from the second upstream on gets the `id`,
-`created` and `model` that the caller has seen, so that clients which gather by id gather one answer; and where the text was
-cut (actors/router/resume.py), the text that is left. Usage stays that of the tier which answered.
+A stream that was not resumed is never touched. In one that was, every event from the second upstream on gets the `id` and
+`created` that the caller has seen, so that clients which gather by id gather one answer; and where the text was cut
+(actors/router/resume.py), the text that is left. Model and usage stay those of the tier which answered.
 """
 
 from typing import Any, NamedTuple
 
 import orjson
 
-__all__ = ["Identity", "identity_of", "renamed"]
+__all__ = ["Identity", "identity_of", "model_of", "renamed"]
 
-_NAMES = ("id", "created", "model")
+_NAMES = ("id", "created")
 _HEAVY = ("logprobs", "token_ids")
 """What belongs to the text as a whole, and to no part of it."""
 
@@ -29,6 +29,16 @@ def identity_of(data: bytes) -> Identity:
     except orjson.JSONDecodeError:
         event = {}
     return Identity(tuple((name, event[name]) for name in _NAMES if isinstance(event, dict) and name in event))
+
+
+def model_of(data: bytes) -> str:
+    """The model that an event names; empty: none."""
+    try:
+        event = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return ""
+    model = event.get("model") if isinstance(event, dict) else None
+    return model if isinstance(model, str) else ""
 
 
 def renamed(data: bytes, identity: Identity, text: str | None = None, reasons: bool = True) -> bytes | None:

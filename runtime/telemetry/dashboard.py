@@ -136,6 +136,7 @@ ORDER: tuple[tuple[str, tuple[str, ...]], ...] = (
             "duration",
             "first_token",
             "per_token",
+            "malformed_events",
             "tier_tokens",
             "gateway_requests",
         ),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import orjson
 import pytest
@@ -48,6 +49,7 @@ SCENARIO: dict[str, Any] = {
             "dress": ["fenced", "truncated", "prefixed"],
         },
         "prose": {"replies": ["A printer, I should think."]},
+        "torn": {"bad_event": 1.0, "tokens": 12, "tokens_per_s": 200},
     },
 }
 KEY, POOR, NARROW = "rk-test-key-of-somebody", "rk-test-key-of-the-poor", "rk-test-key-of-the-narrow"
@@ -83,7 +85,7 @@ def gateway(mock: MockProcess, page: Page, tmp_path_factory: pytest.TempPathFact
     keys.append({"name": "ops", "sha256": digest(OPS), "admin": True})
     (folder / "keys.yaml").write_bytes(orjson.dumps({"keys": keys}))
     write_prompts(folder / "prompts")
-    names = ("steady", "slow", "dead", "cut", "limited", "sleepy", "long", "forms", "prose")
+    names = ("steady", "slow", "dead", "cut", "limited", "sleepy", "long", "forms", "prose", "torn")
     # A cascade of its own for each: `model` names where it starts, and only `cut` and `dead` have somewhere to go.
     tiers = [{"name": name, "base_url": mock.tier_url(name), "breaker": {"failure_threshold": 50}} for name in names]
     order = [tiers[2], tiers[3], tiers[0], tiers[1], tiers[5], tiers[6], *tiers[7:], tiers[4]]
@@ -174,6 +176,7 @@ def test_the_other_endpoints(client: openai.OpenAI) -> None:
         "long",
         "forms",
         "prose",
+        "torn",
         "limited",
     ]
     assert client.models.retrieve("steady").id == "steady"
@@ -216,6 +219,7 @@ def test_a_stream_that_breaks_goes_on_with_the_next_tier(client: openai.OpenAI, 
     assert text == client.chat.completions.create(model="steady", messages=ask["messages"]).choices[0].message.content
     assert chunks[-1].choices[0].finish_reason == "stop"
     assert len({chunk.id for chunk in chunks}) == 1
+    assert (chunks[0].model, chunks[-1].model) == ("model-cut", "model-steady"), "each says who answered"
 
 
 def test_equal_streams_share_one_call(client: openai.OpenAI, mock: MockProcess) -> None:
@@ -645,10 +649,21 @@ async def test_the_page_asks_for_a_key_and_takes_it_from_the_keyboard(gateway: G
         assert await tab.value("document.querySelectorAll('#tiers article').length") == 0
         assert [error for error in tab.errors if "403" not in error] == []
         await tab.type(OPS)
-        await tab.until("document.querySelectorAll('#tiers article').length === 9")
+        await tab.until("document.querySelectorAll('#tiers article').length === 10")
         assert await tab.value("document.getElementById('ask').hidden")
         assert OPS not in await tab.value("document.documentElement.outerHTML")
         assert len(tab.errors) == 1, "the refusal of the other key"
+
+
+def test_an_event_that_cannot_be_read_is_passed_over_and_counted(
+    client: openai.OpenAI, gateway: GatewayProcess
+) -> None:
+    """The stream around it is whole."""
+    before = scraped(gateway)
+    text, reason, _ = read(client.chat.completions.create(model="torn", messages=words("torn"), stream=True))
+    assert (len(text.split()) > 1, reason) == (True, "stop")
+    counted = "raycade_stream_malformed_events_total"
+    assert total(scraped(gateway), counted, tier="torn") - total(before, counted, tier="torn") == 1
 
 
 # ---- the Responses API, streamed
@@ -768,6 +783,24 @@ def test_a_browser_reads_a_stream(gateway: GatewayProcess, page: Page) -> None:
 # ---- the end: nothing after this has a gateway
 
 
+def test_a_gateway_that_is_killed_tells_nobody_half_an_answer_and_comes_back(
+    client: openai.OpenAI, gateway: GatewayProcess, mock: MockProcess
+) -> None:
+    """What it had asked for ends upstream; the next process answers with the same keys."""
+    mock.reset()
+    stream = client.chat.completions.create(model="long", messages=words("until you die"), stream=True)
+    next(iter(stream))
+    (replica,) = actor_pids(gateway.process.pid if gateway.process else 0, "ServeReplica")
+    os.kill(replica, signal.SIGKILL)
+    heard: list[Any] = []
+    with pytest.raises((openai.APIError, httpx2.TransportError)):
+        heard.extend(stream)
+    assert not any(choice.finish_reason for chunk in heard for choice in chunk.choices)
+    wait_until(lambda: mock.stats()["total"]["in_flight"] == 0)
+    raw = client.with_options(max_retries=10).chat.completions.with_raw_response
+    assert raw.create(model="steady", messages=words("are you back")).headers["x-raycade-tier"] == "steady"
+
+
 def test_sigterm_lets_answers_end(client: openai.OpenAI, gateway: GatewayProcess) -> None:
     """A stream and a plain answer under way come whole, and longer than Ray's own handler would have let the process live."""
     assert gateway.process is not None
@@ -778,6 +811,17 @@ def test_sigterm_lets_answers_end(client: openai.OpenAI, gateway: GatewayProcess
         plain = pool.submit(client.chat.completions.create, **ask, messages=words("me too"))
         time.sleep(0.3)
         gateway.process.terminate()
+        turned_away: list[tuple[str | None, bool]] = []
+
+        def told_to_come_again() -> bool:
+            try:
+                client.chat.completions.create(model="steady", messages=words("too late"))
+            except openai.InternalServerError as refused:
+                turned_away.append((refused.code, "retry-after" in refused.response.headers))
+            return bool(turned_away)
+
+        wait_until(told_to_come_again)
+        assert turned_away[0] == ("not_serving", True)
         text, reason, _ = read(stream)
         assert (reason, plain.result().choices[0].finish_reason) == ("length", "length")
         assert text

@@ -17,18 +17,29 @@ __all__ = ["watch_promotions", "watch_reservations", "wrong_in_the_books"]
 
 def watch_reservations(router: Router, loop: Loop, disk: Disk, asks: Sequence[Ask]) -> None:
     """Note in which of the ledger's windows each reservation is made: there, and nowhere else, its call counts."""
-    reserve = router._purse.reserve
+    purse = router._purse
+    at_once, in_line = purse.reserve_now, purse._stand_in_line
 
-    async def noted(account: Any, *args: Any) -> Any:
-        reserved = await reserve(account, *args)
+    def note(account: Any) -> None:
         task = asyncio.current_task()
         assert task is not None
         # a second copy of a call runs in a task of nobody's, named after its request
         ask = loop.errands[task] if task in loop.errands else asks[int(task.get_name().rpartition("#")[2])]
         ask.periods.append((account.tier, disk.hour, disk.day))
+
+    def noted_at_once(account: Any, amount: Any) -> Any:
+        reserved = at_once(account, amount)
+        if reserved is not None:
+            note(account)
         return reserved
 
-    router._purse.reserve = noted  # type: ignore[assignment,method-assign]
+    async def noted_in_line(account: Any, *args: Any) -> Any:
+        reserved = await in_line(account, *args)
+        note(account)
+        return reserved
+
+    purse.reserve_now = noted_at_once  # type: ignore[method-assign]
+    purse._stand_in_line = noted_in_line  # type: ignore[method-assign]
 
 
 def watch_promotions(coalescer: CoalescerActor, promoted: Callable[[int], None], broken: Callable[[str], None]) -> None:

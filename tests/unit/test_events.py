@@ -147,7 +147,7 @@ def test_the_table_knows_every_key_and_its_labels() -> None:
     lost = Attempt("basic", 1, "lost", 0, 0.0, booked=Amount(5, 9))
     made.request("premium", "coalesced", (OK._replace(misfit=True), lost), "/embeddings", "sort@3", "req", 0.1, True)
     made.request("none", "runaway_loop")
-    made.attempts((OK._replace(first_token_s=0.1, per_token_s=0.01),), "/chat/completions")
+    made.attempts((OK._replace(first_token_s=0.1, per_token_s=0.01, malformed_events=1),), "/chat/completions")
     made.add(("redone",), 1)
     totals = made.totals()
     table = {metric.key: metric for metric in METRICS}

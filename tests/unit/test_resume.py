@@ -155,11 +155,11 @@ def second(choice: dict[str, Any], **fields: Any) -> bytes:
     return orjson.dumps({"id": "b", "created": 2, "model": "m-2", "choices": [{"index": 0, **choice}], **fields})
 
 
-def test_the_caller_sees_one_id_created_and_model() -> None:
-    """From the first upstream; whatever else the second says stays, usage too."""
+def test_the_caller_sees_one_id_and_who_answered() -> None:
+    """The id is the first upstream's; whatever else the second says stays, its model and usage too."""
     data = second({"delta": {"role": "assistant", "content": "ce"}, "finish_reason": None}, usage={"x": 1}, other=[1])
     event = orjson.loads(renamed(data, identity_of(FIRST)) or b"")
-    assert (event["id"], event["created"], event["model"]) == ("a", 1, "m-1")
+    assert (event["id"], event["created"], event["model"]) == ("a", 1, "m-2")
     assert (event["choices"][0]["delta"], event["usage"], event["other"]) == ({"content": "ce"}, {"x": 1}, [1])
 
 
