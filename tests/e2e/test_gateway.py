@@ -600,10 +600,10 @@ def test_metrics_equal_what_callers_and_the_endpoint_have_seen(
 def test_a_batchs_rows_are_in_the_metrics_and_its_progress_in_status(
     client: openai.OpenAI, gateway: GatewayProcess, mock: MockProcess
 ) -> None:
-    """Every row and every token once, as in the batch's files and on the endpoint's meter."""
+    """Every row and every token once, as in the batch's files and on the endpoint's meter. It takes seconds, to be seen."""
     mock.reset()
     before = scraped(gateway)
-    id = batch_of(client, [chat(number, model="slow") for number in range(60)] + [chat(60, model="gpt-99")])
+    id = batch_of(client, [chat(number, model="slow") for number in range(400)] + [chat(400, model="gpt-99")])
     shown: list[dict[str, Any]] = []
 
     (entry,) = running_jobs(str(gateway.folder / "state"))
@@ -614,7 +614,7 @@ def test_a_batchs_rows_are_in_the_metrics_and_its_progress_in_status(
         return bool(shown and shown[0]["total"])
 
     wait_until(in_status, 30)
-    assert [(job["run"], job["total"]) for job in shown] == [(id, 61)]
+    assert [(job["run"], job["total"]) for job in shown] == [(id, 401)]
     good = lines_of(client, ended(client, id).output_file_id)
     after: Samples = {}
 
@@ -623,10 +623,10 @@ def test_a_batchs_rows_are_in_the_metrics_and_its_progress_in_status(
 
     def all_told() -> bool:
         after.update(scraped(gateway))
-        return more("raycade_requests_total") >= 61
+        return more("raycade_requests_total") >= 401
 
     wait_until(all_told)
-    assert more("raycade_requests_total", outcome="ok", tier="slow") == len(good) == 60
+    assert more("raycade_requests_total", outcome="ok", tier="slow") == len(good) == 400
     assert more("raycade_requests_total", outcome="model_not_found") == 1
     meter = mock.stats()["tiers"]["slow"]
     assert more("raycade_attempts_total", tier="slow") == meter["requests"]
