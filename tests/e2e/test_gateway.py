@@ -610,11 +610,12 @@ def test_a_batchs_rows_are_in_the_metrics_and_its_progress_in_status(
 
     def in_status() -> bool:
         told = asked(entry)
-        shown[:] = told["jobs"] if told is not None else ()
+        # what a desk was carrying when it was killed, as another test does, is shown until it has been silent for a minute
+        shown[:] = [job for job in told["jobs"] if job["run"] == id] if told is not None else ()
         return bool(shown and shown[0]["total"])
 
     wait_until(in_status, 30)
-    assert [(job["run"], job["total"]) for job in shown] == [(id, 401)]
+    assert [job["total"] for job in shown] == [401]
     good = lines_of(client, ended(client, id).output_file_id)
     after: Samples = {}
 
