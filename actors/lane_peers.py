@@ -5,6 +5,7 @@ long-lived Ray streaming generator. Which of the two is settled anew whenever th
 """
 
 import contextlib
+import os
 import pickle
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -19,12 +20,13 @@ class RayPeer:
     """A LaneHost in a Ray actor. Over Ray, blocks cross as bytes that pickle made: Ray's own pickler costs twice as much a row."""
 
     def __init__(self, handle: Any, cancel: Callable[[Any], object], near: bool = True) -> None:
-        """`cancel` stops a Ray generator. `near`: whether to use the socket where that can be."""
+        """`cancel` stops a Ray generator. `near`: whether to use the socket where that can be; the environment's
+        RAYCADE_LANES=ray says no for all."""
         self._submit = handle.submit_packed
         self._completions = handle.completions_packed.options(num_returns="streaming")
         self._door = handle.door
         self._cancel = cancel
-        self._may_be_near = near
+        self._may_be_near = near and os.environ.get("RAYCADE_LANES") != "ray"
         self._connection: Connection | None = None
 
     @property

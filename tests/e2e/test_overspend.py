@@ -93,6 +93,7 @@ def test_calls_that_report_failure_though_they_ran_change_no_books(mock: MockPro
     job.rows(chat(number) for number in range(4000))
     mock.reset()
     odds = {"num_failures": 40, "req_failure_prob": 5, "in_flight_failure_prob": 5, "resp_failure_prob": 10}
+    job.env["RAYCADE_LANES"] = "ray"  # or few calls would be there to fail
     job.env["RAY_testing_rpc_failure"] = orjson.dumps({"CoreWorkerService.grpc_client.PushTask": odds}).decode()
     ended = job.run("--window", "500")
     assert ended.returncode == 0, ended.stdout

@@ -41,7 +41,8 @@ def _share(status: int, fraction: float = 1.0, **more: object) -> dict[str, Any]
 
 def _losing(**odds: int) -> dict[str, str]:
     failures = {"num_failures": 40, "req_failure_prob": 0, "in_flight_failure_prob": 0, "resp_failure_prob": 0, **odds}
-    return {"RAY_testing_rpc_failure": orjson.dumps({"CoreWorkerService.grpc_client.PushTask": failures}).decode()}
+    failing = orjson.dumps({"CoreWorkerService.grpc_client.PushTask": failures}).decode()
+    return {"RAY_testing_rpc_failure": failing, "RAYCADE_LANES": "ray"}  # or few calls would be there to fail
 
 
 ENDPOINT = (
