@@ -103,9 +103,8 @@ class Tally:
         self._rare: dict[Key, int] = {}
         self._rarer: dict[Key, _Histogram] = {}
         self._prompts: set[str] = set()
-        for (
-            name
-        ) in models:  # told as nought from the beginning: what Prometheus first sees of a counter is no increase to it
+        # Told as nought from the beginning: what Prometheus first sees of a counter is no increase to it.
+        for name in models:
             self._tier(name)
 
     def request(

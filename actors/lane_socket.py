@@ -5,7 +5,7 @@ Unix socket it is one write and one read. With it, one machine carries 1.4 times
 Ray still makes the actors, restarts them, and is how the two ends find each other: a calling half asks the actor for its door
 (an actor call), and if it is on the same machine connects to it:
 
-    proof, hello (lane, generation, gap) ─────────►  completions() ...
+    proof, hello (lane, generation, gap) ───────────────►  completions() ...
     ◄──────────────────────────────────────────── proof
     block (items, cancel) ──────────────────────────────►  take()
     ◄──────────────────────────────────── True or False, for each block in turn
