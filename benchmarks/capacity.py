@@ -48,14 +48,6 @@ class Seen(NamedTuple):
     job: int
 
 
-class _Peer:
-    """A tier actor in this process, as a lane reaches it."""
-
-    def __init__(self, actor: TierActor) -> None:
-        self.submit = actor.submit
-        self.completions = actor.completions
-
-
 async def _job(number: int, url: str, setting: Any, ask: int, began: float, start_s: float, end_s: float) -> list[Seen]:
     """One job: an actor of its own, and always `ask` calls waiting or under way."""
     await asyncio.sleep(max(0.0, began + start_s - time.monotonic()))
@@ -63,7 +55,7 @@ async def _job(number: int, url: str, setting: Any, ask: int, began: float, star
         {"name": "t", "model": "m", "base_url": url, "concurrency": setting, "timeout_s": 60}
     )
     actor = TierActor(settings)
-    lane: Lane[TierCall, Any] = Lane(f"job-{number}", _Peer(actor))
+    lane: Lane[TierCall, Any] = Lane(f"job-{number}", actor)
     await lane.open(10.0)
     seen: list[Seen] = []
 
