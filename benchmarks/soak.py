@@ -5,8 +5,9 @@
 One `raycade batch` over two tiers: the first lies behind the fault proxy and has bad times of its own, the second is
 well. In turn the endpoint fails, the network breaks, and processes are killed or stopped. At the end: is every row there
 once with its own answer, and did the memory and the open files of the driver and the router stay where they were? The
-rate is half of a short run's without faults. Memory is fitted with least squares after each process' warm-up; a router that
-was killed is another process and has a line of its own, of one slope for all.
+rate is half of a short run's without faults. Memory is what is a process' own: what it shares with others and what it has
+mapped of files, which the system can drop at any time, stands beside it and is not judged. It is fitted with least squares
+after each process' warm-up; a router that was killed is another process and has a line of its own, of one slope for all.
 """
 
 import argparse
@@ -148,6 +149,7 @@ class Sample(NamedTuple):
     at_s: float
     pid: int
     mb: float
+    mapped_mb: float
     files: int
 
 
@@ -299,11 +301,13 @@ class Soak:
                     roles[pid] = kind.removesuffix("Actor").lower()
         for pid, role in roles.items():
             with contextlib.suppress(OSError):
-                mb = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 2**20
+                resident, mapped = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
                 files = len(os.listdir(f"/proc/{pid}/fd"))
-                if not mb:  # it has ended and nobody has asked for its exit code yet
+                if not resident:  # it has ended and nobody has asked for its exit code yet
                     continue
-                self.samples.setdefault(role, []).append(Sample(at_s, pid, mb, files))
+                self.samples.setdefault(role, []).append(
+                    Sample(at_s, pid, (resident - mapped) * PAGE / 2**20, mapped * PAGE / 2**20, files)
+                )
 
     def _below(self) -> dict[int, str]:
         """All processes below the job's, with their titles."""
@@ -379,6 +383,7 @@ def _trend(samples: list[Sample]) -> dict[str, Any]:
         "mb_last": samples[-1].mb,
         "mb_most": max(sample.mb for sample in samples),
         "mb_per_minute": _slope([(s.pid, s.at_s / 60, s.mb) for s in warm]),
+        "mapped_mb_last": samples[-1].mapped_mb,
         "files_first": samples[0].files,
         "files_last": samples[-1].files,
         "files_most": max(sample.files for sample in samples),
@@ -399,7 +404,7 @@ def _slope(points: list[tuple[int, float, float]]) -> float | None:
 
 def _print(report: dict[str, Any], console: Console) -> bool:
     table = Table(title=f"{report['seconds'] / 60:.1f} minutes, {len(report['faults'])} faults", title_justify="left")
-    for name in ("process", "of them", "MB", "most", "MB/min", "files", "most", "files/min"):
+    for name in ("process", "of them", "own MB", "most", "MB/min", "mapped MB", "files", "most", "files/min"):
         table.add_column(name, justify="left" if name == "process" else "right")
     good = True
     for role, trend in report["processes"].items():
@@ -414,6 +419,7 @@ def _print(report: dict[str, Any], console: Console) -> bool:
             f"{trend['mb_first']:.0f} to {trend['mb_last']:.0f}",
             f"{trend['mb_most']:.0f}",
             "" if slope is None else f"{slope:+.2f}",
+            f"{trend['mapped_mb_last']:.0f}",
             f"{trend['files_first']} to {trend['files_last']}",
             str(trend["files_most"]),
             "" if files is None else f"{files:+.2f}",

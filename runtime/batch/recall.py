@@ -42,8 +42,8 @@ class Recall:
     def __init__(
         self, inputs: InputSet, encoder: RowEncoder, journal: Journal, *, share: bool, limit: int | None
     ) -> None:
-        self.ids = DigestTable()
-        self.sharing = Sharing() if share else None
+        self.ids = DigestTable(journal.folder)
+        self.sharing = Sharing(journal.folder) if share else None
         self.skipped = 0
         """Rows that were done by earlier runs, as far as they have been passed."""
         self._inputs, self._encoder, self._journal, self._limit = inputs, encoder, journal, limit

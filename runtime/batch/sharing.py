@@ -1,10 +1,11 @@
 """Run-wide sharing: all equal rows of a run have one call (`--dedupe`).
 
 A row whose key is under way waits for the row that leads; a row whose key is done reads the answer from OUT, where it
-stands anyway, so nothing is held in memory but the key and where the line lies (about 50 bytes a distinct row).
+stands anyway, so nothing is kept but the key and where the line lies, in a table that leaves memory when it is large (digests.py).
 """
 
 from collections import deque
+from pathlib import Path
 
 from actors.messages import Request
 from runtime.batch.digests import DigestTable
@@ -14,10 +15,10 @@ __all__ = ["Sharing"]
 
 
 class Sharing:
-    """Keys are `Request.digest`; b"" is never shared."""
+    """Keys are `Request.digest`; b"" is never shared. `folder`: where a large table may have its file."""
 
-    def __init__(self) -> None:
-        self._done = DigestTable()
+    def __init__(self, folder: Path | None = None) -> None:
+        self._done = DigestTable(folder)
         self._under_way: dict[bytes, deque[tuple[Row, Request]]] = {}
         self._leads: dict[int, bytes] = {}
 

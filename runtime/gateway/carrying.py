@@ -161,7 +161,7 @@ class Carrying:
 
     async def _check(self) -> tuple[int, list[Fault]]:
         """The number of rows, and what is wrong with them."""
-        total, faults, ids = 0, list[Fault](), DigestTable()
+        total, faults, ids = 0, list[Fault](), DigestTable(self._folder)
         try:
             inputs = self._inputs()
         except ConfigError as error:

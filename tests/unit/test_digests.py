@@ -2,7 +2,10 @@
 
 import hashlib
 import random
+import resource
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,13 +45,51 @@ def test_keeps_every_entry_while_it_grows() -> None:
     assert not any(chance.randbytes(16) in table for _ in range(1000))
 
 
-def test_takes_less_than_50_bytes_an_entry() -> None:
-    """The memory for one entry, spare room included, stays under 50 bytes at every size that matters."""
-    table, chance = DigestTable(), random.Random(2)
-    for number in range(60_000):
-        table.put(chance.randbytes(16), number)
-        if number > 20_000 and number % 1000 == 0:
-            assert table.memory_bytes / len(table) < 50
+def filled(table: DigestTable, count: int) -> list[bytes]:
+    """The digests that were put, each with its number."""
+    chance = random.Random(2)
+    digests = [chance.randbytes(16) for _ in range(count)]
+    for number, digest in enumerate(digests):
+        table.put(digest, number)
+    return digests
+
+
+def test_a_large_table_lies_in_a_file_that_has_no_name(tmp_path: Path) -> None:
+    """150,000 entries are all found; none of them is in memory for good, and nothing is left behind in the folder."""
+    table = DigestTable(tmp_path)
+    digests = filled(table, 150_000)
+    assert [table.get(digest) for digest in digests] == list(range(150_000))
+    assert table.memory_bytes == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_small_table_needs_no_file(tmp_path: Path) -> None:
+    """10,000 entries ask nothing of the folder: it is not even there."""
+    table = DigestTable(tmp_path / "nowhere")
+    filled(table, 10_000)
+    assert 0 < table.memory_bytes / len(table) < 100
+
+
+@pytest.mark.parametrize("most_mb", [1, 9, 12])
+def test_goes_on_in_memory_when_the_disk_has_no_room(tmp_path: Path, most_mb: int) -> None:
+    """A file may not be made, or not grow any more: every entry is kept all the same."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_mb << 20, before[1]))
+    try:
+        table = DigestTable(tmp_path)
+        digests = filled(table, 300_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [table.get(digest) for digest in digests] == list(range(300_000))
+    assert table.memory_bytes > 0
+
+
+def test_a_folder_that_is_not_there_keeps_the_table_in_memory(tmp_path: Path) -> None:
+    """Whoever removes the folder under a running job costs it memory, not rows."""
+    table = DigestTable(tmp_path / "nowhere")
+    digests = filled(table, 150_000)
+    assert [table.get(digest) for digest in digests] == list(range(150_000))
+    assert table.memory_bytes > 0
 
 
 def test_longer_digests_count_by_their_first_16_bytes() -> None:
