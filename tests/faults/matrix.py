@@ -45,6 +45,15 @@ def _losing(**odds: int) -> dict[str, str]:
     return {"RAY_testing_rpc_failure": failing, "RAYCADE_LANES": "ray"}  # or few calls would be there to fail
 
 
+LOSING: dict[str, Any] = {
+    "ray": "own",
+    "slow": True,
+    "rows": 2000,
+    "config": {"router": {"max_attempts": 30, "deadline_s": 60}},
+}
+"""Rows of such a job may lose their actor again and again."""
+
+
 ENDPOINT = (
     Fault("status-500", "endpoint", mock={"status": 500}, calls=OPEN, known=True, says=("first keeps failing",)),
     Fault("status-502", "endpoint", mock={"status": 502}, calls=OPEN, known=True, slow=True),
@@ -237,8 +246,8 @@ PROCESS = (
 )
 
 CALLS = (
-    Fault("calls-not-delivered", "calls", ray="own", env=_losing(req_failure_prob=10), slow=True, rows=2000),
-    Fault("calls-ran-and-failed", "calls", ray="own", env=_losing(resp_failure_prob=15), slow=True, rows=2000),
+    Fault("calls-not-delivered", "calls", env=_losing(req_failure_prob=10), **LOSING),
+    Fault("calls-ran-and-failed", "calls", env=_losing(resp_failure_prob=15), **LOSING),
 )
 
 MACHINE = (
