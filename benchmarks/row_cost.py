@@ -2,9 +2,10 @@
 
     python -m benchmarks.row_cost [--rows 100000] [--seconds 8] [--by file|function] [--least 0.5]
 
-A sample counts for the innermost frame that is the project's own, with all that this called (orjson, pickle, sockets); one
-without any is the event loop's or Ray's. Microseconds are each process' share of samples times its CPU a row in the same
-run, so what watching costs is in them (some 5%). py-spy stops a process for each look and needs leave to do so.
+A sample is a moment in which a thread held the interpreter; it counts for the innermost frame that is the project's own, with
+all that this called (orjson, pickle), else for the event loop, which also writes to sockets. Microseconds are each place's share
+of the samples, times the process' CPU a row in the same run: what its threads do without the interpreter (Ray's own, mostly)
+is spread over all. py-spy stops a process for each look, which needs leave, and slows the run down.
 """
 
 import argparse
@@ -28,9 +29,9 @@ __all__ = ["main"]
 
 WATCHED = {"driver": "benchmarks.overhead_clients raycade", "router": "ray::RouterActor", "tiers": "ray::TierActor"}
 OURS = ("runtime/", "actors/")
-RATE = 250
+RATE = 100
 START_S = 90.0
-ELSE = "event loop, sockets, Ray"
+ELSE = "the event loop, with what it reads and writes"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.row_cost", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=8.0, help="to watch, beginning 2 s after the warm-up")
+    parser.add_argument("--seconds", type=float, default=12.0, help="to watch, beginning 2 s after the warm-up")
     parser.add_argument("--by", choices=("file", "function"), default="file")
     parser.add_argument("--least", type=float, default=0.5, help="microseconds a row that a line must have")
     options = parser.parse_args(arguments)
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             watch.join()
         for role in WATCHED:
             _print(role, run, folder / f"{role}.txt", options, console)
+        console.print(f"all processes: {run['cpu_us_per_row']:.0f} us a row", highlight=False)
     return 0
 
 
@@ -72,7 +74,7 @@ def _watch(spy: str, folder: Path, seconds: float, console: Console) -> None:
         if found is None:
             console.print(f"there is no {role} to watch", style="red")
             continue
-        command = [spy, "record", "--pid", str(found), "--rate", str(RATE), "--duration", f"{seconds:.0f}"]
+        command = [spy, "record", "--pid", str(found), "--gil", "--rate", str(RATE), "--duration", f"{seconds:.0f}"]
         command += ["--format", "raw", "--output", str(folder / f"{role}.txt")]
         spies.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
     for child in spies:
@@ -111,17 +113,17 @@ def _print(role: str, run: Run, samples: Path, options: argparse.Namespace, cons
         stack, _, count = line.rpartition(" ")
         counts[_owner(stack.split(";"), options.by)] += int(count)
     whole = run["cpu_us_per_row_by_role"][role]
+    each = whole / max(1, counts.total())
     table = Table(title=f"{role}: {whole:.0f} us a row", title_justify="left")
-    for name in ("us", "%", "where", "what"):
-        table.add_column(name, justify="right" if name in ("us", "%") else "left")
-    rest = 0
+    for name in ("us", "where", "what"):
+        table.add_column(name, justify="right" if name == "us" else "left", no_wrap=name != "what")
+    rest = 0.0
     for place, count in counts.most_common():
-        us = whole * count / counts.total()
-        if us < options.least:
-            rest += count
-            continue
-        table.add_row(f"{us:.1f}", f"{100 * count / counts.total():.0f}", place, _purpose(place))
-    table.add_row(f"{whole * rest / counts.total():.1f}", f"{100 * rest / counts.total():.0f}", "all others", "")
+        if count * each < options.least:
+            rest += count * each
+        else:
+            table.add_row(f"{count * each:.1f}", place, _purpose(place))
+    table.add_row(f"{rest:.1f}", "other files", "")
     console.print(table)
 
 

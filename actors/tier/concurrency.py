@@ -15,7 +15,8 @@ endpoint would take each other's queue for the way it is.
 
 - Only rounds in which the limit was what held calls back count: not when calls were scarce, and not while paced.
 - A round lasts until the mean of its latencies is known well enough. Logarithms: an outlier counts little.
-- What grows, grows over the time of a call, or the calls of a growth would stay one bunch for ever.
+- The limit moves over the time of a call, up or down, or the calls of a step (or the gap that it left) would stay together
+  for ever, and wait for each other. What was sent meanwhile tells nothing.
 - Callers who wait in person are let in while it doubles, whether rounds have ended or not.
 - A failure begins the round anew: growth waits, and nothing shrinks. An overload (503, 529) takes KEPT, once a moment.
 
@@ -32,7 +33,7 @@ CEILING = 4_096
 UNFELT_S = 0.01
 """Is added to each latency: a queue of some milliseconds hurts nobody, and full pipes are cheaper for both sides."""
 ENDS_BELOW = 0.5
-ROOM = 1.2
+ROOM = 1.1
 """Above the knee, so that no slot is ever without a call."""
 STEP = 1.5
 LEAST, MOST = 0.5, 0.7
@@ -90,8 +91,8 @@ class Concurrency:
         self._probe_at = self._rest_until = 0.0
         self._growth = 1.0
         self._cut_at = float("-inf")
-        self._from, self._grows_at, self._grows_s = self._limit, 0.0, 0.0
-        """Where the last growth began, when, and how long it takes."""
+        self._from, self._moved_at, self._moves_s = self._limit, 0.0, 0.0
+        """Where the last move of the limit began, when, and how long it takes."""
 
     @property
     def limit(self) -> int:
@@ -99,11 +100,14 @@ class Concurrency:
 
     def ready_at(self, in_flight: int, now: float) -> float | None:
         """When there is room for another call; None: once one has ended."""
-        if in_flight < self._from:
+        start, limit = self._from, self._limit
+        if in_flight < min(start, limit):
             return now
-        if in_flight >= self._limit:
+        if in_flight >= max(start, limit):
             return None
-        return self._grows_at + self._grows_s * (in_flight + 1 - self._from) / (self._limit - self._from)
+        # In between: from when on the moving limit is above what is in flight, or until when.
+        at = self._moved_at + self._moves_s * (in_flight + (limit > start) - start) / (limit - start)
+        return at if limit > start else now if now < at else None
 
     def succeeded(self, in_flight: int, latency_s: float, now: float) -> None:
         """A call succeeded while `in_flight` calls (this one included) were under way."""
@@ -187,8 +191,8 @@ class Concurrency:
 
     def _set(self, to: float, mean: float, now: float) -> None:
         limit = max(1, min(CEILING, round(to)))
-        self._settle = max(limit, self._limit)
-        self._from, self._grows_at = min(self._limit, limit), now
-        self._grows_s = max(0.0, math.exp(mean) - UNFELT_S)
+        self._settle = limit + self._limit
+        self._from, self._moved_at = self._limit, now
+        self._moves_s = max(0.0, math.exp(mean) - UNFELT_S)
         self._limit = limit
         self._round = None
