@@ -4,6 +4,9 @@ import asyncio
 import os
 import re
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +20,7 @@ from benchmarks.bench import pooled, ratio
 from benchmarks.charts import bars, curve
 from benchmarks.overhead_meter import Meter, cpu_by_role
 from benchmarks.page import SCENARIOS, html
-from benchmarks.scenarios import result
+from benchmarks.scenarios import Setup, result
 from runtime.bench import run_bench
 
 
@@ -201,3 +204,66 @@ def test_a_budget_that_raycade_overspends_is_an_aim_not_met(monkeypatch: pytest.
         (judgement,) = found["judged"]
         assert (judgement["measured"], judgement["met"]) == (f"{served}%", met)
         assert "LiteLLM proxy: left out, no time" in found["notes"]
+
+
+class _Bench:
+    """No processes: every run says the same, and what was asked for is noted."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        tier = {"by_status": {"429": 1}, "max_in_flight": 3}
+        told = {"total": {"requests": 10}, "tiers": {"default": tier}}
+        self.mock = SimpleNamespace(reset=lambda: None, stats=lambda: told, tier_url=str)
+
+    @contextmanager
+    def endpoint(self, *_: object, **__: object) -> Iterator[None]:
+        yield
+
+    def tier(self, **more: Any) -> dict[str, Any]:
+        return more
+
+    def choose(self, name: str, *_: object) -> list[dict[str, Any]]:
+        return [{"settings": {"in_flight": 100, "uvloop": True}}]
+
+    def run(self, name: str, rows: int, warmup: int, what: str, *_: object, **__: object) -> dict[str, Any]:
+        self.asked.append((name, what))
+        run = {"rows": rows, "rows_per_s": 100.0, "cpu_us_per_row": 5.0, "cpu_us_per_row_by_role": {"driver": 5.0}}
+        times = {"p50_ms": 1.0, "p99_ms": 2.0, "most_ms": 3.0, "late_ms": 0.1, "lost": 0}
+        return {**run, **times, "answered": rows + warmup, "rows_per_actor_call": 20.0}
+
+    def drivers(self, count: int, rows: int, warmup: int, what: str, *_: object) -> dict[str, Any]:
+        return self.run("drivers", rows, warmup, what)
+
+    def program(self, module: str, name: str, asked: object, what: str) -> dict[str, Any]:
+        return self.run(name, 1_000, 0, what)
+
+
+def _rounds_of(scenario: str, rounds: int) -> tuple[dict[str, Any], Counter[str]]:
+    """A scenario's result, and how often each client ran outside of tries."""
+    bench: Any = _Bench()
+    console: Any = SimpleNamespace(print=lambda *_, **__: None)
+    found = SCENARIOS[scenario](Setup(bench, Path(), console, False, rounds, False))
+    return found, Counter(name for name, _ in bench.asked)
+
+
+def test_clients_that_an_aim_is_about_run_in_every_round_and_others_in_fewer() -> None:
+    """Three rounds: in `waiting` the slow ones run once with each number in flight, and nothing of 500 in flight thrice."""
+    _, ran = _rounds_of("overhead", 3)
+    assert (ran["aiohttp"], ran["openai"], ran["raycade"], ran["cookbook"]) == (3, 3, 3, 2)
+    _, ran = _rounds_of("waiting", 3)
+    assert (ran["aiohttp"], ran["raycade"], ran["openai"], ran["cookbook"]) == (5, 10, 2, 2)
+    _, ran = _rounds_of("rate-limited", 3)
+    assert (ran["raycade"], ran["cookbook"]) == (5, 2)
+
+
+@pytest.mark.parametrize(
+    "scenario", ["overhead", "waiting", "low-load", "open-loop", "rate-limited", "flaky", "duplicates", "growth"]
+)
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_every_result_has_its_aims_and_can_be_drawn(scenario: str, rounds: int) -> None:
+    """However many rounds there are, each aim of the scenario is measured, and table and plots hold numbers."""
+    found, _ = _rounds_of(scenario, rounds)
+    aims = {key for key, aim in AIMS.items() if aim.scenario == scenario} - {"over litellm"}
+    assert aims <= set(found["measured"])
+    results = {scenario: _result(**found)}
+    assert "<svg" in html(results, verdicts(results)) or not found["plots"]
