@@ -41,7 +41,7 @@ def open_loop(setup: Setup) -> Result:
     """Requests at a given rate, by a clock, at an endpoint that takes 100 ms: latency from when each was due, of the Python client and of plain aiohttp."""
     bench = setup.bench
     rates = RATES_PER_S[:1] if setup.quick else RATES_PER_S
-    span = {"warm_s": 1.0, "seconds": 3.0} if setup.quick else {"warm_s": WARM_S, "seconds": SECONDS}
+    span = {"warm_s": 0.5, "seconds": 1.5} if setup.quick else {"warm_s": WARM_S, "seconds": SECONDS}
     runs: dict[str, list[Run]] = {}
     table: list[dict[str, Any]] = []
     with bench.endpoint(LATENCY_S):

@@ -6,6 +6,7 @@ them. Nothing of the run itself is changed.
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ def simulated(count: int) -> Iterator[str]:
     """So many of Ray's nodes, all on this machine and below this process, so that the meter finds them; their address."""
     from ray.cluster_utils import Cluster
 
+    if count > 1:
+        os.environ["RAYCADE_LANES"] = "ray"  # before any node starts: between machines there are no Unix sockets
     size = {"num_cpus": 2, "object_store_memory": 80 << 20}
     with patch("ray._private.utils.write_ray_address"):  # no other program is to be sent here by `auto`
         nodes = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
