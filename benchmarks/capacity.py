@@ -49,11 +49,12 @@ class Seen(NamedTuple):
 
 
 class _Peer:
-    """A tier actor in this process, as a lane reaches it."""
+    """A tier actor in this process, as a lane reaches it (actors/lane.py, Peer)."""
 
     def __init__(self, actor: TierActor) -> None:
         self.submit = actor.submit
         self.completions = actor.completions
+        self.is_near = actor.is_near
 
 
 async def _job(number: int, url: str, setting: Any, ask: int, began: float, start_s: float, end_s: float) -> list[Seen]:

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 from actors.errors import ConfigError
-from benchmarks import growth, open_loop, page, taken
+from actors.lane import Lane
+from actors.settings import TierSettings
+from actors.tier.actor import TierActor
+from benchmarks import capacity, growth, open_loop, page, taken
 from benchmarks.aims import AIMS, judged, verdicts
 from benchmarks.bench import pooled, ratio
 from benchmarks.charts import bars, curve
@@ -204,6 +207,17 @@ def test_a_budget_that_raycade_overspends_is_an_aim_not_met(monkeypatch: pytest.
         (judgement,) = found["judged"]
         assert (judgement["measured"], judgement["met"]) == (f"{served}%", met)
         assert "LiteLLM proxy: left out, no time" in found["notes"]
+
+
+async def test_the_capacity_benchmark_reaches_its_tier_actor() -> None:
+    """Its lane opens: what it puts between lane and actor has all that a lane asks of it."""
+    settings = {"name": "t", "model": "m", "base_url": "http://127.0.0.1:1/v1"}
+    actor = TierActor(TierSettings.model_validate(settings))
+    lane: Lane[Any, Any] = Lane("job-0", capacity._Peer(actor))
+    await lane.open(10.0)
+    assert lane.up
+    await lane.close()
+    await actor.close()
 
 
 class _Bench:
