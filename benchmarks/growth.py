@@ -84,7 +84,7 @@ def growth(setup: Setup) -> Result:
         f"What is not varied: {', '.join(f'{value:,} {name}' for name, value in usual.items())}.",
         "Two drivers have a file, a Ray, a router and tier actors each, and one ledger; the row counts are those of each.",
         f"Nodes are simulated: so many of Ray's nodes on this machine and its cores, with {NODE_ACTORS} tier actors spread over them and the "
-        "same input. Between two and three of them all rows cross through Ray's calls, as between machines. They show what it costs that rows cross from node to node, not what more machines would bring.",
+        "same input. With two and three all rows cross through Ray's calls, as between machines. They show what it costs that rows cross from node to node, not what more machines would bring.",
         f"An input of {ONCE:,} rows or more runs once. One of {SHORT:,} rows runs {SHORT_RUNS} times a round, and the CPU of all of these "
         "is added up before it is compared. What has no aim runs in two rounds.",
     ]
