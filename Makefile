@@ -16,7 +16,7 @@ BASE := .venv/.installed
 TEST := .venv/.installed-test
 DEPENDENCIES := pyproject.toml constraints.txt
 PEER := build/peers/litellm/.installed
-PEERS := $(PEER) build/peers/sdk-langchain/.installed
+PEERS := $(PEER) build/peers/curator/.installed build/peers/sdk-langchain/.installed
 SDKS := $(patsubst tests/peers/%.txt,build/peers/sdk-%/.installed,$(wildcard tests/peers/*.txt))
 
 .DEFAULT_GOAL := help
@@ -32,7 +32,7 @@ help:
 	@echo "make slow    the long tests that make test leaves out, beside the faults"
 	@echo "make prove   run COUNT (1,000,000) simulated histories of faults from seed FIRST (0) on: no overspend, no leak"
 	@echo "make bench   measure the throughput on this machine"
-	@echo "make bench-page   all benchmarks and what they are compared with, as one page: bench-out/index.html (takes long; BENCH=--quick to try)"
+	@echo "make bench-page   all benchmarks and what they are compared with, as one page: bench-out/index.html (about 70 minutes; BENCH=--quick to try)"
 	@echo "make guards   what budgets, coalescing and metrics cost of it"
 	@echo "make gateway-bench   what the gateway costs its callers, beside LiteLLM's proxy and a direct connection"
 	@echo "make ray-data-bench   a Ray Data pipeline through raycade, beside ray.data.llm and plain aiohttp"
@@ -113,14 +113,14 @@ soak: $(BASE)
 capacity: $(BASE)
 	@$(BIN)/python -m benchmarks.capacity
 
-# What we are compared with: some 750 MB, pinned, and never in .venv.
-$(PEER): SHELL := /bin/bash
-$(PEER): benchmarks/peers/litellm.txt | .venv/bin/python
-	@echo "== installing LiteLLM into build/peers/litellm (a minute or two; what pip says is in build/peers/install.log)"
-	@mkdir -p build/peers && $(BIN)/python -m venv build/peers/litellm
-	@build/peers/litellm/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
-	  -r benchmarks/peers/litellm.txt > build/peers/install.log 2>&1 \
-	  || { tail -n 20 build/peers/install.log >&2; echo "The installation failed; the lines above say why." >&2; exit 1; }
+# What we are compared with: some 750 MB each, pinned, and never in .venv.
+build/peers/%/.installed: SHELL := /bin/bash
+build/peers/%/.installed: benchmarks/peers/%.txt | .venv/bin/python
+	@echo "== installing $* into build/peers/$* (a minute or two; what pip says is in build/peers/$*.log)"
+	@mkdir -p build/peers && $(BIN)/python -m venv build/peers/$*
+	@build/peers/$*/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off --timeout 60 \
+	  -r $< > build/peers/$*.log 2>&1 \
+	  || { tail -n 20 build/peers/$*.log >&2; echo "The installation failed; the lines above say why." >&2; exit 1; }
 	@touch $@
 
 # The clients that the gateway is tried with: some 500 MB together, pinned, and never in .venv.

@@ -10,6 +10,7 @@ import platform
 import random
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from rich.console import Console
 from benchmarks.overhead_clients import CLIENTS
 from runtime.mock.process import MockProcess
 
-__all__ = ["ROOT", "WORDS", "Bench", "Run", "Spread", "machine", "ratio", "spread", "versions"]
+__all__ = ["ROOT", "WORDS", "Bench", "Run", "Spread", "machine", "pooled", "ratio", "spread", "text", "versions"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT_BYTES = 500
@@ -37,6 +38,7 @@ WORDS = (
     "the a parcel order came late my account invoice was charged twice please refund answer within two days number "
     "address changed router does not connect since update Monday thank you colleague promised call back nobody did"
 )
+_WORDS = WORDS.split()
 
 Run = dict[str, Any]
 Spread = dict[str, float]
@@ -139,6 +141,16 @@ class Bench:
         self._say("raycade", what, found["rows_per_s"])
         return found
 
+    def program(self, module: str, name: str, asked: Mapping[str, Any], what: str) -> Run:
+        """One run of a program that keeps its own clock and needs no input file, with the endpoint and raycade's configuration."""
+        load = os.getloadavg()[0]
+        options = {"url": self.mock.url, "config": str(self._config({})), **asked}
+        command = [sys.executable, "-P", "-m", module, name, json.dumps(options)]
+        child = subprocess.run(command, **self._surroundings(), timeout=RUN_TIMEOUT_S, check=False)
+        run = self._result(name, child.returncode, child.stdout, child.stderr)
+        self._say(name, what, run["rows_per_s"])
+        return run | {"load_before": load}
+
     def _command(
         self,
         name: str,
@@ -199,10 +211,14 @@ class Bench:
         return path
 
 
+def text(ticket: str, chance: random.Random) -> str:
+    """A prompt of `PROMPT_BYTES` bytes."""
+    return f"Ticket {ticket}: {' '.join(chance.choices(_WORDS, k=PROMPT_BYTES // 4))}"[:PROMPT_BYTES]
+
+
 def _row(number: int, ticket: str, chance: random.Random) -> str:
-    text = f"Ticket {ticket}: {' '.join(chance.choices(WORDS.split(), k=PROMPT_BYTES // 4))}"
     # `main` is the tier's name, the model's to an endpoint: raycade takes it for the one, the loops send it as the other.
-    body = {"model": "main", "messages": [{"role": "user", "content": text[:PROMPT_BYTES]}], "max_tokens": MAX_TOKENS}
+    body = {"model": "main", "messages": [{"role": "user", "content": text(ticket, chance)}], "max_tokens": MAX_TOKENS}
     row = {"custom_id": f"row-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
     return json.dumps(row) + "\n"
 
@@ -216,8 +232,13 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def ratio(ours: Sequence[Run], theirs: Sequence[Run], field: str = "rows_per_s") -> Spread:
-    """Of rows/s, or of another field, round by round."""
-    return spread(our[field] / their[field] for our, their in zip(ours, theirs, strict=True))
+    """Of rows/s, or of another field, round by round, of those rounds that both were in."""
+    return spread(our[field] / their[field] for our, their in zip(ours, theirs, strict=False))
+
+
+def pooled(runs: Sequence[Run]) -> float:
+    """CPU a row of all rows of all runs, in microseconds: for runs so short that one of them says little."""
+    return sum(run["cpu_us_per_row"] * run["rows"] for run in runs) / sum(run["rows"] for run in runs)
 
 
 def shown(settings: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """How well a tier actor finds what its endpoint takes: the real actor and wire against a mock endpoint in its own process.
 
-    python -m benchmarks.capacity [--only WORDS] [--alone] [--json FILE]
+    python -m benchmarks.capacity [--only WORDS] [--alone] [--json FILE] [--quick]
 
 Each scenario is one mock endpoint and one or two tier actors that always have more to send than they may. No Ray: what is
 measured is the tier alone. Nothing is asserted: the aims are printed beside what was measured, met or not.
@@ -248,9 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="only scenarios with this in their name")
     parser.add_argument("--alone", action="store_true", help="one scenario at a time")
     parser.add_argument("--json", help="write the rows here")
+    parser.add_argument("--quick", action="store_true", help="one scenario, 40 s: to see that it works")
     options = parser.parse_args(arguments)
     console = Console()
-    names = [name for name, _ in _scenarios() if options.only in name]
+    names = [name for name, _ in _scenarios() if options.only in name][: 1 if options.quick else None]
     light, heavy = [name for name in names if name not in HEAVY], [name for name in names if name in HEAVY]
     rows = []
     with ProcessPoolExecutor(max_workers=1 if options.alone else AT_ONCE, mp_context=get_context("spawn")) as pool:

@@ -1,6 +1,6 @@
 """What each guard costs: the same batch with all of them, and without one at a time.
 
-    python -m benchmarks.guards [--rows 20000] [--rounds 5] [--json FILE]
+    python -m benchmarks.guards [--rows 20000] [--rounds 5] [--json FILE] [--quick]
 
 Rows/s of `raycade batch` as in overhead.py, on an endpoint of 0 ms, where nothing hides what a row costs. Runs are interleaved and
 begin with another variant in each round; shares are taken within a round, and the median is shown. Two runs of the very same
@@ -38,10 +38,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Always 0 when everything ran, whatever the numbers are."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guards", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=20_000, help="rows a run")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each variant")
+    parser.add_argument("--rows", type=int, help="rows a run (default 20000)")
+    parser.add_argument("--rounds", type=int, help="runs of each variant (default 5)")
     parser.add_argument("--json", help="write everything here")
+    parser.add_argument("--quick", action="store_true", help="600 rows, one round: to see that it works")
     options = parser.parse_args(arguments)
+    options.rows = options.rows or (600 if options.quick else 20_000)
+    options.rounds = options.rounds or (1 if options.quick else 5)
     if options.rows < 20 or options.rounds < 1:
         parser.error("expected at least 20 rows and one round")
     warmup = min(WARMUP_ROWS, options.rows // 10)

@@ -24,11 +24,12 @@ import orjson
 
 from benchmarks.overhead_meter import Meter
 
-__all__ = ["CLIENTS", "Client"]
+__all__ = ["CLIENTS", "Client", "aiohttp_ask"]
 
 ROOT = Path(__file__).resolve().parents[1]
 LITELLM = ROOT / "build" / "peers" / "litellm" / "bin" / "python"
 LANGCHAIN = ROOT / "build" / "peers" / "sdk-langchain" / "bin" / "python"
+CURATOR = ROOT / "build" / "peers" / "curator" / "bin" / "python"
 TIMEOUT_S = 60.0
 
 Ask = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -81,7 +82,7 @@ async def _pool(options: dict[str, Any], meter: Meter, opened: AbstractAsyncCont
 
 
 @asynccontextmanager
-async def _aiohttp(options: dict[str, Any]) -> AsyncIterator[Ask]:
+async def aiohttp_ask(options: dict[str, Any]) -> AsyncIterator[Ask]:
     """What a good engineer writes in an afternoon: one session, a pool of workers, orjson. No guards."""
     import aiohttp
 
@@ -230,6 +231,70 @@ async def _langchain(options: dict[str, Any], meter: Meter) -> dict[str, Any]:
     return {"answered": options["rows"]}
 
 
+def _curator(options: dict[str, Any]) -> dict[str, Any]:
+    """Curator's online processor for OpenAI's API: a whole data set in, one out, kept in files of its own between them.
+
+    It is told limits that it never reaches, and as many calls at once as the others; its cache, viewer and telemetry are off.
+    """
+    import os
+    import tempfile
+    from importlib.util import find_spec
+
+    meter = Meter()
+    package = find_spec("litellm")  # not imported here: it comes with what Curator itself costs
+    assert package is not None, "Curator depends on LiteLLM"
+    assert package.origin is not None, "LiteLLM is a package in files"
+    os.environ |= {
+        "TELEMETRY_ENABLED": "false",
+        "CURATOR_DISABLE_CACHE": "true",
+        "CURATOR_DISABLE_RICH_DISPLAY": "1",
+        # Curator counts tokens by a table that it would download; the same table lies in LiteLLM.
+        "TIKTOKEN_CACHE_DIR": str(Path(package.origin).parent / "litellm_core_utils" / "tokenizers"),
+    }
+    from bespokelabs import curator
+
+    class Answer(curator.LLM):  # type: ignore[misc]
+        def prompt(self, row: dict[str, Any]) -> str:
+            return str(row["text"])
+
+        def parse(self, row: dict[str, Any], response: str) -> dict[str, Any]:
+            return {"custom_id": row["custom_id"], "response": response}
+
+    limits = {"max_requests_per_minute": 10**8, "max_tokens_per_minute": 10**12}
+    model = Answer(
+        model_name="gpt-4",
+        backend="openai",
+        generation_params={"max_tokens": 16},
+        backend_params={
+            "base_url": options["url"],
+            "api_key": "none",
+            "max_concurrent_requests": options["in_flight"],
+            "max_retries": 0,
+            "request_timeout": int(TIMEOUT_S),
+            "invalid_finish_reasons": ["content_filter"],
+            **limits,
+        },
+    )
+    with tempfile.TemporaryDirectory(prefix="rcb-curator-") as folder, open(options["output"], "wb") as out:
+
+        def answer(rows: Iterator[dict[str, Any]]) -> int:
+            asked = [{"custom_id": row["custom_id"], "text": row["body"]["messages"][0]["content"]} for row in rows]
+            answered = model(asked, working_dir=folder).dataset
+            out.writelines(_line(row, row["response"]) for row in answered)
+            out.flush()
+            return len(answered)
+
+        rows = _read_rows(options["input"])
+        meter.warming()
+        count = answer(islice(rows, options["warmup"]))
+        meter.begin()
+        count += answer(rows)
+        meter.end()
+    if count != options["rows"]:
+        raise SystemExit(f"Curator answered {count} of {options['rows']} rows")
+    return meter.result(options["rows"] - options["warmup"]) | {"answered": count}
+
+
 # -- what there is -------------------------------------------------------------------------------------------------
 
 
@@ -274,7 +339,7 @@ class Client(NamedTuple):
 
 FEW = (20, 100)
 CLIENTS = {
-    "aiohttp": Client(_loop(lambda options, meter: _pool(options, meter, _aiohttp(options))), "plain aiohttp loop"),
+    "aiohttp": Client(_loop(lambda options, meter: _pool(options, meter, aiohttp_ask(options))), "plain aiohttp loop"),
     "openai": Client(
         _loop(lambda options, meter: _pool(options, meter, _openai(options, "aiohttp"))),
         "AsyncOpenAI loop, aiohttp transport",
@@ -300,6 +365,9 @@ CLIENTS = {
     ),
     "langchain": Client(
         _loop(_langchain), "LangChain abatch", share=16, python=LANGCHAIN, uvloop=(False,), in_flight=FEW
+    ),
+    "curator": Client(
+        _curator, "Curator (bespokelabs-curator)", share=20, python=CURATOR, uvloop=(False,), in_flight=(100,)
     ),
     "raycade": Client(_raycade, "raycade, every guard on"),
 }

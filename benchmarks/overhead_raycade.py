@@ -6,10 +6,11 @@ them. Nothing of the run itself is changed.
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -41,8 +42,29 @@ def counted_calls(actor: object = None) -> int:
     return calls
 
 
+@contextmanager
+def simulated(count: int) -> Iterator[str]:
+    """So many of Ray's nodes, all on this machine and below this process, so that the meter finds them; their address."""
+    from ray.cluster_utils import Cluster
+
+    if count > 1:
+        os.environ["RAYCADE_LANES"] = "ray"  # before any node starts: between machines there are no Unix sockets
+    size = {"num_cpus": 2, "object_store_memory": 80 << 20}
+    with patch("ray._private.utils.write_ray_address"):  # no other program is to be sent here by `auto`
+        nodes = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    try:
+        for _ in range(count - 1):
+            nodes.add_node(**size)
+        yield nodes.address
+    finally:
+        nodes.shutdown()
+
+
 def run(options: dict[str, Any]) -> dict[str, Any]:
-    """One batch. `options` also has `config`, `window` and `rows`; `timed`: tell how long each row took."""
+    """One batch. `options` also has `config`, `window` and `rows`; `timed`: tell how long each row took.
+
+    `nodes`: of a cluster to run on, simulated on this machine; absent: a Ray of the job's own.
+    """
     meter = Meter(options.get("together", ""))
 
     from actors.errors import InputError
@@ -118,17 +140,18 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
     watched: dict[str, Any] = {"open_input": open_input, "OutputWriter": Writer, "print_summary": print_summary}
     if options.get("timed"):
         watched |= {"OutputWriter": TimedWriter, "Encoder": TimedEncoder}
-    asked = job.BatchOptions(
-        options["input"],
-        options["output"],
-        config=options["config"],
-        window=options["window"],
-        dedupe=options.get("dedupe", True),
-        fresh=True,
-        address="local",
-        progress="none",
-    )
     with ExitStack() as stack:
+        address = stack.enter_context(simulated(options["nodes"])) if options.get("nodes") else "local"
+        asked = job.BatchOptions(
+            options["input"],
+            options["output"],
+            config=options["config"],
+            window=options["window"],
+            dedupe=options.get("dedupe", True),
+            fresh=True,
+            address=address,
+            progress="none",
+        )
         stack.enter_context(patch.multiple(job, **watched))
         stack.enter_context(patch.object(Cluster, "start", started))
         stack.enter_context(patch.object(Cluster, "close", closed))

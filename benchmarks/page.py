@@ -26,6 +26,7 @@ from benchmarks.aims import Verdict, shown, verdicts
 from benchmarks.bench import Bench, machine, versions
 from benchmarks.charts import bars, curve
 from benchmarks.growth import growth
+from benchmarks.open_loop import open_loop
 from benchmarks.scenarios import Result, Setup
 
 __all__ = ["SCENARIOS", "main"]
@@ -34,6 +35,7 @@ SCENARIOS: dict[str, Callable[[Setup], Result]] = {
     "overhead": scenarios.overhead,
     "waiting": scenarios.waiting,
     "low-load": scenarios.low_load,
+    "open-loop": open_loop,
     "tail": taken.tail,
     "rate-limited": scenarios.rate_limited,
     "flaky": scenarios.flaky,
@@ -41,7 +43,12 @@ SCENARIOS: dict[str, Callable[[Setup], Result]] = {
     "growth": growth,
     "ray-data": taken.ray_data,
     "gateway": taken.gateway_costs,
+    "guards": taken.guards,
+    "overspend": taken.overspend,
+    "capacity": taken.capacity,
 }
+ASKED_FOR = ("capacity",)
+"""Those that run only when they are named: a quarter of an hour each."""
 TEMPLATE = "page.html.j2"
 
 
@@ -71,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "scenarios", nargs="*", metavar="SCENARIO", help=f"which: {', '.join(SCENARIOS)} (default: all)"
+        "scenarios",
+        nargs="*",
+        metavar="SCENARIO",
+        help=f"which: {', '.join(SCENARIOS)} (default: all but {', '.join(ASKED_FOR)})",
     )
     parser.add_argument("--only", nargs="+", metavar="SCENARIO", default=[], help="the same")
     parser.add_argument(
@@ -80,10 +90,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default="bench-out", help="folder (default bench-out)")
     parser.add_argument("--rounds", type=int, help="runs of each client (default 3)")
     parser.add_argument("--no-peers", action="store_true", help="without those that have an environment of their own")
-    parser.add_argument("--most-rows", type=int, help="of growth's longest input (default: what takes about a minute)")
+    parser.add_argument("--most-rows", type=int, help="of growth's longest input (default 1,000,000)")
     parser.add_argument("--draw", action="store_true", help="measure nothing: make the page again of what is there")
     options = parser.parse_args(arguments)
-    options.scenarios = [*options.scenarios, *options.only] or list(SCENARIOS)
+    options.scenarios = [*options.scenarios, *options.only] or [name for name in SCENARIOS if name not in ASKED_FOR]
     options.rounds = options.rounds or (1 if options.quick else 3)
     if unknown := [name for name in options.scenarios if name not in SCENARIOS]:
         parser.error(f"no scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}")

@@ -243,7 +243,9 @@ def status(
 
 @app.command()
 def bench(
-    scenarios: Annotated[list[str] | None, typer.Argument(metavar="SCENARIO", help="Default: all of them.")] = None,
+    scenarios: Annotated[
+        list[str] | None, typer.Argument(metavar="SCENARIO", help="Default: all but capacity, which is slow.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="To see that it works; not to be quoted.")] = False,
     out: Annotated[str, typer.Option(help="Folder of the page and the numbers.")] = "bench-out",
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Compare with what `make peers` sets up.")] = True,

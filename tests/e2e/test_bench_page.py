@@ -15,9 +15,9 @@ COMMAND = Path(sys.executable).with_name("raycade")
 
 @pytest.mark.timeout(170)
 def test_two_quick_scenarios_make_a_page_and_a_json_with_every_aim(tmp_path: Path) -> None:
-    """Overhead and low load, few rows, no peers with environments of their own; a second call draws the page again of the same."""
+    """Overhead, low load and open loop, few rows, no peers with environments of their own."""
     out = tmp_path / "out"
-    options = ["overhead", "low-load", "--quick", "--no-peers", "--out", str(out)]
+    options = ["overhead", "low-load", "open-loop", "--quick", "--no-peers", "--out", str(out)]
     done = subprocess.run(
         [str(COMMAND), "bench", *options],
         cwd=tmp_path,
@@ -31,7 +31,7 @@ def test_two_quick_scenarios_make_a_page_and_a_json_with_every_aim(tmp_path: Pat
     assert "not measured" in done.stdout, "an aim of a scenario that was not run is told all the same"
 
     told: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert set(told["scenarios"]) == {"overhead", "low-load"}
+    assert set(told["scenarios"]) == {"overhead", "low-load", "open-loop"}
     aims = {line["what"]: line["met"] for line in told["aims"]}
     assert sum(met is not None for met in aims.values()) == 7, aims
     overhead, low_load = told["scenarios"]["overhead"], told["scenarios"]["low-load"]
@@ -47,6 +47,9 @@ def test_two_quick_scenarios_make_a_page_and_a_json_with_every_aim(tmp_path: Pat
     (run,) = low_load["runs"]["raycade"]
     assert 0 < run["p50_ms"] <= run["p99_ms"]
     assert run["at_once"] <= 16, "a window of 16 rows is no more"
+    for of_one in told["scenarios"]["open-loop"]["runs"].values():
+        assert of_one[0]["lost"] == 0
+        assert of_one[0]["asked"] == of_one[0]["answered"] > 0
 
     page = (out / "index.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 3
