@@ -238,7 +238,7 @@ def ratio(ours: Sequence[Run], theirs: Sequence[Run], field: str = "rows_per_s")
 
 def pooled(runs: Sequence[Run]) -> float:
     """CPU a row of all rows of all runs, in microseconds: for runs so short that one of them says little."""
-    return sum(run["cpu_us_per_row"] * run["rows"] for run in runs) / sum(run["rows"] for run in runs)
+    return float(sum(run["cpu_us_per_row"] * run["rows"] for run in runs) / sum(run["rows"] for run in runs))
 
 
 def shown(settings: Mapping[str, Any]) -> str:

@@ -301,6 +301,7 @@ def _curator(options: dict[str, Any]) -> dict[str, Any]:
 def _loop(make: Callable[[dict[str, Any], Meter], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def run(options: dict[str, Any]) -> dict[str, Any]:
         meter = Meter()
+        more: dict[str, Any]
         if options["uvloop"]:
             import uvloop
 

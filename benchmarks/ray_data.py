@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,6 +35,9 @@ from rich.table import Table
 from benchmarks.bench import ratio, spread
 from runtime.mock.process import MockProcess
 from runtime.ray_data import complete
+
+if TYPE_CHECKING:
+    import aiohttp
 
 __all__ = ["main"]
 
@@ -50,19 +53,21 @@ class Plain:
     """What one writes in ten minutes."""
 
     def __init__(self, url: str) -> None:
-        self._url, self._session = url, None
+        self._url = url
+        self._session: aiohttp.ClientSession | None = None
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import asyncio
 
         import aiohttp
 
-        if self._session is None:
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CONNECTIONS))
+        session = self._session = self._session or aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS)
+        )
 
         async def ask(prompt: str) -> str:
-            async with self._session.post(self._url, json=body(prompt)) as reply:
-                return (await reply.json())["choices"][0]["message"]["content"]
+            async with session.post(self._url, json=body(prompt)) as reply:
+                return str((await reply.json())["choices"][0]["message"]["content"])
 
         return {**batch, "answer": await asyncio.gather(*(ask(str(prompt)) for prompt in batch["prompt"]))}
 

@@ -110,8 +110,8 @@ def _print(role: str, run: Run, samples: Path, options: argparse.Namespace, cons
         return
     counts: Counter[str] = Counter()
     for line in samples.read_text(encoding="utf-8").splitlines():
-        stack, _, count = line.rpartition(" ")
-        counts[_owner(stack.split(";"), options.by)] += int(count)
+        stack, _, seen = line.rpartition(" ")
+        counts[_owner(stack.split(";"), options.by)] += int(seen)
     whole = run["cpu_us_per_row_by_role"][role]
     each = whole / max(1, counts.total())
     table = Table(title=f"{role}: {whole:.0f} us a row", title_justify="left")

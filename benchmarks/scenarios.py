@@ -395,7 +395,9 @@ def duplicates(setup: Setup) -> Result:
             run["calls_per_distinct"] = run["calls"] / -(-(rows + warmup) // copies)
     table = [
         {"client": name, **fields(of_one, "calls_per_distinct", "rows_per_s", "cpu_us_per_row"), "times": times}
-        for (name, of_one), times in zip(runs.items(), (ratio(*runs.values()), None), strict=True)
+        for (name, of_one), times in zip(
+            runs.items(), (ratio(runs["raycade"], runs["raycade --no-dedupe"]), None), strict=True
+        )
     ]
     columns = [
         RATES[0],

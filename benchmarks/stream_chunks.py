@@ -100,7 +100,8 @@ def main() -> int:
     parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
-        print(json.dumps(uvloop.run(_run(*options.read, options.streams))))
+        name, url = options.read
+        print(json.dumps(uvloop.run(_run(name, url, options.streams))))
         return 0
     scenario = {"tiers": {"default": {"tokens": options.tokens, "tokens_per_s": options.per_s}}}
     results: dict[str, list[dict[str, float]]] = {}

@@ -140,9 +140,9 @@ def _one(asked: dict[str, Any]) -> dict[str, Any]:
             return super().encode(row)
 
     class Writer(writer.OutputWriter):
-        def add_result(self, row: Any, *rest: Any) -> None:
+        def add_result(self, row: Any, *rest: Any) -> bool:
             took_s.append(time.perf_counter() - made_at[row.number])
-            super().add_result(row, *rest)
+            return super().add_result(row, *rest)
 
     def print_summary(*args: Any, **kwargs: Any) -> None:
         told.update(summary_dict(*args[:7]))
