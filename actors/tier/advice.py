@@ -21,6 +21,9 @@ COMPARE_S = 2.0
 SPREAD_S = 10.0
 RESERVE = 0.05
 """Of the limit; calls of others and those under way may need it."""
+LOW, SLOWER = 0.25, 0.97
+"""When less than that part of the limit remains, the pace is that part of what comes in: a small bucket would run dry, since
+headers are rounded and tell what was when their call was sent."""
 FORGETS = 0.98
 BURST = 0.25
 """Of what remains, so much may go at once; what is under way has not been counted yet."""
@@ -65,7 +68,8 @@ class Advice:
         if self._reset_s > 0 and self._used > 0:
             refill = self._used / self._reset_s
             spare = remaining - RESERVE * limit
-            self.rate = max(refill / 2, refill + spare / SPREAD_S)
+            low = remaining < LOW * limit
+            self.rate = max(refill / 2, (SLOWER if low else 1.0) * refill + spare / SPREAD_S)
             self.burst_s = max(0.0, BURST * spare / self.rate)
 
 

@@ -91,6 +91,7 @@ class Capacity:
     def sent(self, now: float) -> None:
         """A call is sent."""
         if self._pace is not None:
+            self._concurrency.sent(now)
             self._pace.sent(now)
 
     def succeeded(self, in_flight: int, duration_s: float, now: float) -> None:
@@ -110,6 +111,7 @@ class Capacity:
         if overloaded:
             self._concurrency.overloaded(sent_at, now)
             return
+        self._concurrency.ended(now)
         pause_s = 0.0 if retry_after_s is None else max(COOLING_LEAST_S, retry_after_s)
         pace = self._pace
         resumes_at = now + (pause_s or COOLING_S) if pace is None else pace.refused(pause_s, sent_at, now)
@@ -122,6 +124,7 @@ class Capacity:
 
     def failed(self, now: float) -> None:
         """A timeout, a server error or a broken connection: growth waits, and nothing shrinks; the rest is the breaker's."""
+        self._concurrency.ended(now)
         self._concurrency.void()
         if self._pace is not None:
             self._pace.failed(now)

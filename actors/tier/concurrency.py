@@ -17,6 +17,8 @@ endpoint would take each other's queue for the way it is.
 - A round lasts until the mean of its latencies is known well enough. Logarithms: an outlier counts little.
 - The limit moves over the time of a call, up or down, or the calls of a step (or the gap that it left) would stay together
   for ever, and wait for each other. What was sent meanwhile tells nothing.
+- While the limit holds calls back they are spaced, a little closer than they end, as TCP's pacing does: else those that
+  once began together would end and begin together ever after, and wait in the endpoint's queue beside idle slots.
 - Callers who wait in person are let in while it doubles, whether rounds have ended or not.
 - A failure begins the round anew: growth waits, and nothing shrinks. An overload (503, 529) takes KEPT, once a moment.
 
@@ -43,6 +45,12 @@ GROWS, GROWS_FASTEST = 1.15, 2.0
 REST_S = 7.0
 RESTS = 8.0
 """Times the length of the probe before: it costs a few hundredths of the throughput at most."""
+SPACED = 1.1
+"""Times the rate at which calls end, at most, are sent while the limit holds calls back."""
+SPACED_FROM_S = 0.02
+"""Faster calls are not worth a timer each."""
+LATE_S, LATE = 0.005, 0.02
+"""A call that is late (in seconds, or in latencies if that is more) does not delay those after it."""
 KEPT = 0.7
 """Of the limit, when the endpoint says that it is overloaded."""
 SURE = 0.05
@@ -93,6 +101,12 @@ class Concurrency:
         self._cut_at = float("-inf")
         self._from, self._moved_at, self._moves_s = self._limit, 0.0, 0.0
         """Where the last move of the limit began, when, and how long it takes."""
+        self._ended_at = self._apart_s = 0.0
+        """When a call ended last, and how far apart they end while the limit holds calls back."""
+        self._full_at = float("-inf")
+        """When the limit last held calls back."""
+        self._next_at = 0.0
+        """When the next call may be sent for the sake of spacing."""
 
     @property
     def limit(self) -> int:
@@ -102,18 +116,31 @@ class Concurrency:
         """When there is room for another call; None: once one has ended."""
         start, limit = self._from, self._limit
         if in_flight < min(start, limit):
-            return now
+            return self._next_at if self._spaces(now) else now
         if in_flight >= max(start, limit):
             return None
         # In between: from when on the moving limit is above what is in flight, or until when.
         at = self._moved_at + self._moves_s * (in_flight + (limit > start) - start) / (limit - start)
         return at if limit > start else now if now < at else None
 
+    def sent(self, now: float) -> None:
+        """A call is sent."""
+        if self._spaces(now):
+            late_s = max(LATE_S, LATE * self._apart_s * self._limit)
+            self._next_at = max(self._next_at, now - late_s) + self._apart_s / SPACED
+
+    def _spaces(self, now: float) -> bool:
+        latency_s = self._apart_s * self._limit  # Little's law
+        return latency_s > SPACED_FROM_S and now < self._full_at + latency_s
+
     def succeeded(self, in_flight: int, latency_s: float, now: float) -> None:
         """A call succeeded while `in_flight` calls (this one included) were under way."""
         if not self._auto:
             return
-        if in_flight < self._limit:
+        self.ended(now)
+        if in_flight >= self._limit:
+            self._full_at = now
+        elif not self._spaces(now):
             self._round = None
             return
         round_ = self._round
@@ -122,6 +149,12 @@ class Concurrency:
         round_.add(latency_s)
         if round_.done(self._limit):
             self._end(round_, now)
+
+    def ended(self, now: float) -> None:
+        """A call ended, well or not."""
+        if now < self._full_at + max(SPACED_FROM_S, self._apart_s * self._limit):
+            self._apart_s += (now - self._ended_at - self._apart_s) / (2 * self._limit)
+        self._ended_at = now
 
     def overloaded(self, sent_at: float, now: float) -> None:
         """The endpoint says that it has too much to do. Those sent before the last cut say nothing new."""
