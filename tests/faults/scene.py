@@ -63,7 +63,9 @@ class Fault:
     exit: int | tuple[int, ...] = 0
     """The exit code, or any of these; of the first run where there are two."""
     failed: tuple[str, ...] = ()
-    """Codes that error lines may have; with none, every row succeeds."""
+    """Codes that error lines may have, and some line has; with none, every row succeeds."""
+    may_fail: tuple[str, ...] = ()
+    """Codes that error lines may have as well, depending on who is quicker."""
     calls: int | None = None
     """At most so many calls reach the first tier's endpoint."""
     recovers_s: float | None = None
