@@ -30,7 +30,7 @@ What was compared, in simulated time (tests/unit/simulated_endpoint.py), callers
     Netflix Gradient2 (tolerance 1.5, x0.9)       101%, 0%      68%, 0%      11.5 s       69%, 1.0 x        73%, 1.0 x
     Envoy's gradient (minimum latency each 60 s)  100%, 87%     10%, 97%     never        93%, 3.0 x        59%, 1.7 x
     AWS SDKs' adaptive rate, 256 in flight        101%, 0%      AWS40        8.5 s        100%, 4.0 x       100%, 2.1 x
-    this: a pace and a limit                      99%, 0.2%     97%, 0.1%    11.5 s       99%, 1.45 x       98%, 1.03 x
+    this: a pace and a limit                      100%, 0.4%    99%, 0.0%    12.5 s       99%, 1.37 x       98%, 1.05 x
 
 The others have one number for both, and a pause of a second a refusal or they would be refused thousands of times a
 second. It is the pause that makes them look well at a bucket of a whole second: it fills up meanwhile. At a latency of
