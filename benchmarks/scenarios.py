@@ -33,6 +33,8 @@ __all__ = [
 Result = dict[str, Any]
 WITHOUT_AIM = 2
 """What carries no aim runs in so many rounds at most: a page of everything is to take an hour."""
+FINDS_S = 10.0
+"""So long a tier may take to find an endpoint's rate limit: the aim counts what comes after that."""
 RATES = [["client", "client", 0], ["rows_per_s", "rows/s", 0], ["cpu_us_per_row", "CPU us/row", 0]]
 TIMES = ["times", "raycade is, as a multiple", 2]
 
@@ -299,7 +301,7 @@ def rate_limited(setup: Setup) -> Result:
             ),
         }
         aims = ("raycade, which finds it out",)
-        runs = _counted(setup, variants, rows, WARMUP_ROWS if not setup.quick else 100, aims, allowed)
+        runs = _counted(setup, variants, rows, int(FINDS_S * allowed) if not setup.quick else 100, aims, allowed)
     table = [
         {"client": name, **fields(of_one, "share", "refused", "answered_share", "rows_per_s", "cpu_us_per_row")}
         for name, of_one in runs.items()
@@ -313,7 +315,8 @@ def rate_limited(setup: Setup) -> Result:
         ["answered_share", "of rows answered", 4],
     ]
     notes = [
-        "The warm-up's calls are in the share that was refused. The script begins with a minute's worth of its limit, and pauses for 15 s after a refusal."
+        f"The warm-up is {FINDS_S:g} s of the limit's rows; its calls are in the share that was refused. The script begins with a minute's "
+        "worth of its limit, and pauses for 15 s after a refusal; it has a twentieth of the rows, and that many to warm up."
     ]
     return result(table, [*columns, *RATES[1:]], runs, measured=measured, notes=notes)
 
@@ -334,12 +337,16 @@ def _counted(
             if number >= WITHOUT_AIM and name not in aims:
                 continue
             setup.bench.mock.reset()
-            run = setup.bench.run(client, rows, warmup, f"{name}, {what}"[:44], settings, config, copies)
+            if client == "cookbook":
+                count = first = rows // 20
+            else:
+                count, first = rows, warmup
+            run = setup.bench.run(client, count, first, f"{name}, {what}"[:44], settings, config, copies)
             stats = setup.bench.mock.stats()
             calls = stats["total"]["requests"]
             refused = sum(tier["by_status"].get("429", 0) for tier in stats["tiers"].values())
             counted = {"calls": calls, "refused": refused / calls, "share": run["rows_per_s"] / allowed}
-            runs[name].append(run | counted | {"answered_share": run["answered"] / (rows + warmup), "endpoint": stats})
+            runs[name].append(run | counted | {"answered_share": run["answered"] / (count + first), "endpoint": stats})
     return runs
 
 
