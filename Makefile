@@ -32,7 +32,7 @@ help:
 	@echo "make slow    the long tests that make test leaves out, beside the faults"
 	@echo "make prove   run COUNT (1,000,000) simulated histories of faults from seed FIRST (0) on: no overspend, no leak"
 	@echo "make bench   measure the throughput on this machine"
-	@echo "make bench-page   all benchmarks and what they are compared with, as one page: bench-out/index.html (about 70 minutes; BENCH=--quick to try)"
+	@echo "make bench-page   all benchmarks and what they are compared with, as one page: bench-out/index.html (over an hour; BENCH=--quick to try)"
 	@echo "make guards   what budgets, coalescing and metrics cost of it"
 	@echo "make gateway-bench   what the gateway costs its callers, beside LiteLLM's proxy and a direct connection"
 	@echo "make ray-data-bench   a Ray Data pipeline through raycade, beside ray.data.llm and plain aiohttp"
@@ -113,7 +113,7 @@ soak: $(BASE)
 capacity: $(BASE)
 	@$(BIN)/python -m benchmarks.capacity
 
-# What we are compared with: some 750 MB each, pinned, and never in .venv.
+# What we are compared with: some hundreds of MB each, pinned, and never in .venv.
 build/peers/%/.installed: SHELL := /bin/bash
 build/peers/%/.installed: benchmarks/peers/%.txt | .venv/bin/python
 	@echo "== installing $* into build/peers/$* (a minute or two; what pip says is in build/peers/$*.log)"

@@ -152,15 +152,8 @@ class DigestTable:
     def get(self, digest: bytes) -> int | None:
         """The value put for this digest, or None."""
         first, second = _halves(digest)
-        shard, words = self._shards[second >> 56], self._room.words
-        begin, mask = shard.begin, shard.mask
-        slot = first & mask
-        while value := words[begin + _WORDS * slot + 2]:
-            at = begin + _WORDS * slot
-            if words[at] == first and words[at + 1] == second:
-                return value - 1
-            slot = (slot + 1) & mask
-        return None
+        value = self._room.words[self._find(self._shards[second >> 56], first, second) + 2]
+        return value - 1 if value else None
 
     def put(self, digest: bytes, value: int) -> None:
         """Set the digest's value (0 or more, below 2^64 - 1), whatever it was."""
