@@ -11,7 +11,7 @@ name tells its configuration and its code, so that whoever has the same finds it
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -38,7 +38,7 @@ from runtime.connection import NAMESPACE, Place, connect, disconnect, first_line
 from runtime.nodes import code_digest, survey
 from runtime.routers import GAP_S
 from runtime.running import sums_file
-from runtime.wiring import ACTOR, Watching, cancel, find, make_router, plain, watching
+from runtime.wiring import ACTOR, Watching, cancel, find, holders, make_router, plain, watching
 
 __all__ = ["Cluster", "Watching", "is_up"]
 
@@ -319,18 +319,26 @@ class Cluster:
 
     async def _end_actors(self) -> None:
         """Let the routers give back what they hold, then end the actors."""
-        routers = [handle.close.remote() for name, handle in self.handles.items() if name.startswith("router/")]
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await asyncio.gather(*routers, return_exceptions=True)
-                if "budget" in self.handles:
-                    await self.handles["budget"].close.remote()  # its webhooks; after the routers' last reports
-                if "observer" in self.handles:
-                    await self.handles["observer"].close.remote()
+        routers = [handle for name, handle in self.handles.items() if name.startswith("router/")]
+        await _answered(router.close.remote() for router in routers)
+        for router in routers:
+            with contextlib.suppress(Exception):
+                ray.kill(router)
+        if "budget" in self.handles:  # after the routers' last reports
+            await _answered([self.handles["budget"].close.remote(holders(self.home))])
+        if "observer" in self.handles:
+            await _answered([self.handles["observer"].close.remote()])
         for handle in self.handles.values():
             with contextlib.suppress(Exception):
                 ray.kill(handle)
         self.handles.clear()
+
+
+async def _answered(calls: Iterable[Awaitable[object]]) -> None:
+    """Wait for calls that end actors, but not for ever. Never raises."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await asyncio.gather(*calls, return_exceptions=True)
 
 
 def _on(node: str, elsewhere: bool = True) -> Mapping[str, object]:

@@ -25,7 +25,7 @@ from runtime.config import Config
 from runtime.connection import NAMESPACE, first_line
 from runtime.nodes import code_digest
 
-__all__ = ["ACTOR", "Watching", "cancel", "find", "make_router", "plain", "watching"]
+__all__ = ["ACTOR", "Watching", "cancel", "find", "holders", "make_router", "plain", "watching"]
 
 
 ACTOR: Mapping[str, object] = {
@@ -50,6 +50,13 @@ class Watching(NamedTuple):
 def find(name: str) -> Any:
     """The actor of that name. Raises ValueError."""
     return ray.get_actor(name, namespace=NAMESPACE)
+
+
+def holders(home: str) -> str:
+    """How the names of a set's routers begin, as holders of budget.
+
+    Two clusters may have a set of one name and one ledger in PostgreSQL, where each holder must have a name of its own."""
+    return f"{ray.get_runtime_context().get_session_name()}/{home}/"
 
 
 def make_router(
@@ -92,7 +99,7 @@ def make_router(
         coalescer = CoalescerActor(config.coalesce) if alone else peer("coalescer")
     peers = Peers(tiers, coalescer, exchange)
     return Router(
-        f"{prefix}/{name}",
+        holders(prefix) + name,
         config.tiers,
         prices,
         config.router,

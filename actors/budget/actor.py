@@ -114,8 +114,14 @@ class BudgetActor:
 
         self._committed(open_scope)
 
-    async def close(self) -> None:
-        """Let webhooks that are under way arrive, and close the store. Any later call opens it again."""
+    async def close(self, ended: str = "") -> None:
+        """Let webhooks that are under way arrive, and close the store. Any later call opens it again.
+
+        `ended`: how the names of holders begin that have ended. What a killed one held is booked now: else it would stand as
+        reserved until somebody's ledger has run for the length of a lease.
+        """
+        if ended:
+            self._committed(lambda ledger, now: ledger.dismiss(ended, now))
         if self._webhook is not None:
             await self._webhook.drain(WEBHOOK_S)
         self._close()

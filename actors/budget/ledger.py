@@ -237,6 +237,12 @@ class Ledger:
             self._forgotten.append(key)
             self._changed_holders.discard(key)
 
+    def dismiss(self, prefix: str, now: float) -> None:
+        """Close every holder whose name begins so, as when its lease ends: they have ended, and will not be heard of."""
+        self.expire(now)
+        for name in [name for name in self._holders if name.startswith(prefix)]:
+            self._close(name)
+
     def set_limit(self, scope: str, window: str, unit: str, limit: int | None, now: float) -> None:
         """Set a limit over the configured one; None means no limit. Holders hear of it with their next exchange."""
         _check_scope(scope)

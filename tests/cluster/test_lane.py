@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,12 @@ def echo_class() -> type:
 async def until(holds: Callable[[], bool]) -> None:
     while not holds():  # noqa: ASYNC110 - what is waited for happens in another process
         await asyncio.sleep(0.005)
+
+
+def stopped(pid: int) -> bool:
+    """Whether no thread of a process runs."""
+    states = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
 
 
 class Echoes:
@@ -171,6 +178,7 @@ async def test_a_stopped_worker_surfaces_as_lost_and_serves_again_when_it_goes_o
         await echoes.finish()
         pid = echoes.pid
         os.kill(pid, signal.SIGSTOP)
+        await until(lambda: stopped(pid))  # until its last thread has seen it, it goes on
         try:
             for item in range(1, 100):
                 echoes.post(item)

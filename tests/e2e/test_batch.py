@@ -79,13 +79,19 @@ def test_a_job_killed_twice_resumes_without_losing_or_doubling_a_row(mock: MockP
 
 
 def test_a_job_survives_the_death_of_every_kind_of_actor(mock: MockProcess, tmp_path: Path) -> None:
-    """A tier, the coalescer, the budget and the router are killed in mid-run: every row once, nothing unbooked."""
+    """A tier, the coalescer, the budget and a router are killed in mid-run, and one as it ends: every row once, nothing unbooked."""
     router = {"replicas": 2}  # a lone one keeps the coalescer's table itself
     job = Job(tmp_path, [tier(mock, "slow", replicas=2)], budget={"tokens": {"per_day": 50_000_000}}, router=router)
     job.rows(chat(number) for number in range(9000))
     process = job.start("--window", "500")
     try:
-        for rows, kind in ((500, "TierActor"), (1700, "CoalescerActor"), (2900, "BudgetActor"), (4100, "RouterActor")):
+        for rows, kind in (
+            (500, "TierActor"),
+            (1700, "CoalescerActor"),
+            (2900, "BudgetActor"),
+            (4100, "RouterActor"),
+            (8500, "RouterActor"),
+        ):
             wait_until(lambda rows=rows: job.written() >= rows, process)
             victim, *_ = actor_pids(process.pid, kind)
             os.kill(victim, signal.SIGKILL)

@@ -178,6 +178,18 @@ async def test_a_question_writes_nothing(ledger_place: str) -> None:
     store.write(Rows())  # would raise StoreConflict
 
 
+async def test_what_a_dead_router_held_is_booked_when_its_set_ends(ledger_place: str) -> None:
+    """Not when its lease has: whoever looks after a job would see it as reserved."""
+    actor = BudgetActor(SETTINGS, ledger_place)
+    await actor.exchange(ask(1, 100, holder="cluster/job/router/0"))
+    await actor.exchange(ask(1, 50, holder="cluster/another job/router/0"))
+    await actor.close("cluster/job/")
+    assert await used(actor) == (100, 50)
+    late = await actor.exchange(ask(2, 100, holder="cluster/job/router/0", spent=80))
+    assert not late.valid
+    assert await used(actor) == (100, 50)
+
+
 async def test_a_job_is_opened_with_its_own_maxima(tmp_path: Path) -> None:
     """--max-tokens and --max-usd bound all of a job's life; opening it again replaces them and keeps its spend."""
     actor = BudgetActor(BudgetSettings(), str(tmp_path))
