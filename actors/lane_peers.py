@@ -12,6 +12,7 @@ from typing import Any
 
 from actors.lane import FAR, NEAR, Batch, Gap, LaneServer
 from actors.lane_socket import Connection, Door, Doorway, connect
+from actors.loop_errors import one_line_each
 
 __all__ = ["LaneHost", "RayPeer"]
 
@@ -98,6 +99,7 @@ class LaneHost:
         """Where lanes of this machine connect."""
         if self._entrance is None:
             self._entrance = Door(self)
+            one_line_each()
         return await self._entrance.open()
 
     async def submit_packed(self, block: bytes) -> bool:

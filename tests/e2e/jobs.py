@@ -166,5 +166,5 @@ def booked(job: Job, unit: str = "tokens") -> Booked:
     snapshot = asyncio.run(
         BudgetActor(load_config(str(job.config), {}, check_keys=False).budget, str(job.state)).show()
     )
-    status = next(s for s in snapshot.limits if (s.scope, s.window, s.unit) == ("all", "day", unit))
+    status = next(s for s in snapshot.limits if (s.scope, s.window, s.unit) == ("all", "total", unit))
     return Booked(status.spent, status.reserved, status.unknown, status.overrun)

@@ -95,14 +95,14 @@ def _money(scene: Scene) -> list[str]:
 
 
 async def _books(scene: Scene) -> tuple[LimitStatus, LimitStatus]:
-    """What the ledger says of all of the day: now, and when the leases of those who died have run out."""
+    """What the ledger says of all time, whatever day it is: now, and when the leases of those who died have run out."""
     config = load_config(str(scene.job.config), {}, check_keys=False)
     actor = BudgetActor(config.budget, str(scene.job.state), lease_s=0.05)
     found = []
     for wait_s in (0.0, 0.2):
         await asyncio.sleep(wait_s)
         limits = (await actor.show()).limits
-        found.append(next(s for s in limits if (s.scope, s.window, s.unit) == ("all", "day", "tokens")))
+        found.append(next(s for s in limits if (s.scope, s.window, s.unit) == ("all", "total", "tokens")))
     await actor.close()
     return found[0], found[1]
 

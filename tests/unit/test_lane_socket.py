@@ -1,6 +1,7 @@
 """Lanes over a socket: real sockets within one process. Between processes: tests/cluster/test_lane.py."""
 
 import asyncio
+import logging
 import os
 import pickle
 import socket
@@ -175,3 +176,21 @@ async def test_who_cannot_be_reached_here_is_left_to_ray(host: Echo, monkeypatch
 
     monkeypatch.setattr(asyncio.get_running_loop(), "create_unix_server", none_left)
     assert await connect(await Door(host).open(), "test", 1, NEAR) is None
+
+
+async def test_an_error_within_a_callback_is_one_line_in_the_log(host: Echo, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither a traceback, nor the error's text, in which a key may stand."""
+
+    def breaks() -> None:
+        raise MemoryError("Bearer sk-canary")
+
+    await host.door()
+    asyncio.get_running_loop().call_soon(breaks)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    (record,) = (record for record in caplog.records if record.name == "raycade.loop")
+    said = logging.Formatter().format(record)
+    assert "MemoryError (" in said
+    assert "test_lane_socket.py:" in said
+    assert "\n" not in said
+    assert "canary" not in said
