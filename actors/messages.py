@@ -17,6 +17,7 @@ __all__ = [
     "Chunk",
     "Failure",
     "FailureKind",
+    "GiveBack",
     "Health",
     "Refusal",
     "Request",
@@ -273,6 +274,12 @@ class TierCall(NamedTuple):
     """Of the job or key: those that wait take turns."""
 
 
+class GiveBack(NamedTuple):
+    """Router -> tier: refuse so many calls that have not been sent, since another actor of the tier has nothing to send."""
+
+    calls: int
+
+
 class Streaming(NamedTuple):
     """What an answer that was streamed tells beside its usage."""
 
@@ -353,5 +360,5 @@ def _type_and_fields(value: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
     return type(value), tuple(value)
 
 
-pickled_flat(Usage, Amount, Account, Request, Attempt, Result, Failure, TierCall, Answer, Refusal, Health)
+pickled_flat(Usage, Amount, Account, Request, Attempt, Result, Failure, TierCall, GiveBack, Answer, Refusal, Health)
 pickled_flat(StreamTerms, Streaming, Chunk)

@@ -14,6 +14,7 @@ a `finally`. A plain class: a router actor hosts it, a gateway embeds it.
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -24,8 +25,9 @@ from uuid import uuid4
 from actors.budget.exchange import Exchange, Exchanged
 from actors.budget.lease import LeaseBook
 from actors.coalescer.actor import CoalescerActor
+from actors.errors import LaneClosed
 from actors.lane import MAX_GAP_S, Lane, Peer
-from actors.messages import Amount, Answer, Failure, Health, Refusal, Request, Result, TierCall, Usage
+from actors.messages import Amount, Answer, Failure, GiveBack, Health, Refusal, Request, Result, TierCall, Usage
 from actors.near import NearLane
 from actors.router.asking import ask
 from actors.router.attempts import NOTHING, Attempts, OnAttempt, RouterTier
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 __all__ = ["Peers", "Router"]
 
 NO_USAGE = Usage(0, 0)
+GIVE_BACK_S = 5.0
+"""How long an answer to that may take; there is nothing to do with it."""
 Make = Callable[[Request, RouterTier, int, Past, Amount], Awaitable[tuple[Answer | Failure | Refusal | None, Amount]]]
 """Makes an attempt: Attempts.make, or Hedger.make around it."""
 
@@ -111,13 +115,13 @@ class Router:
             for index, peer in enumerate(peers):
                 actor = tier.state.actors[index]
                 observe = partial(self._observe, tier.state.index, index)
-                lane: Lane[TierCall, Any] = Lane(
+                lane: Lane[TierCall | GiveBack, Any] = Lane(
                     self.name,
                     peer,
                     name=f"tier {tier.state.settings.name}/{index}",
                     on_note=observe,
                     on_up=partial(setattr, actor, "up"),
-                    weigh=lambda call: len(call.body) + 250,
+                    weigh=_weigh,
                     keep_waiting=False,
                     max_gap_s=self._max_gap_s,
                 )
@@ -249,7 +253,13 @@ class Router:
 
     def _observe(self, tier: int, actor: int, health: Health) -> None:
         now = time.monotonic()
-        self._states[tier].actors[actor].observe(health, now)
+        state = self._states[tier]
+        state.actors[actor].observe(health, now)
+        uneven = state.uneven(now)
+        if uneven is not None:
+            at, calls = uneven
+            with contextlib.suppress(LaneClosed):
+                self._tiers[tier].lanes[at].post(GiveBack(calls), lambda done: None, GIVE_BACK_S)
         if self._hedger is not None:
             self._hedger.observe(tier, actor, health, now)
 
@@ -258,6 +268,10 @@ class Router:
         if self._claims is not None:
             lanes.append(self._claims.lane)
         return lanes
+
+
+def _weigh(item: TierCall | GiveBack) -> int:
+    return len(item.body) + 250 if type(item) is TierCall else 50
 
 
 def _failed(step: GiveUp, past: Past, spent: Amount) -> Failure:

@@ -34,6 +34,10 @@ LOOK_AGAIN_S = 1.0
 INTERACTIVE_PATIENCE_S = 2.0
 """A caller who waits at a terminal is told "no" rather than kept longer than this."""
 DOWN_S = 0.25
+UNEVEN = 16
+"""Calls that wait at one actor while another has none are worth moving from so many on,"""
+LEVEL_AGAIN_S = 0.5
+"""and after so long again."""
 
 
 class ActorState:
@@ -83,7 +87,7 @@ class ActorState:
 class TierState:
     """What a router knows of one tier."""
 
-    __slots__ = ("actors", "exhausted_until", "index", "rank", "retry_allowed", "served", "settings")
+    __slots__ = ("_level_at", "actors", "exhausted_until", "index", "rank", "retry_allowed", "served", "settings")
 
     def __init__(self, index: int, settings: TierSettings) -> None:
         self.index = index
@@ -96,6 +100,7 @@ class TierState:
         """Whether the retry budget has a retry left."""
         self.served = False
         """It has answered this router before: when it is out, it may well come back."""
+        self._level_at = 0.0
 
     def pick(self, now: float) -> int | None:
         """The usable actor with the fewest calls outstanding."""
@@ -108,6 +113,25 @@ class TierState:
             ):
                 best, least = index, actor.outstanding
         return best
+
+    def uneven(self, now: float) -> tuple[int, int] | None:
+        """The actor at which calls wait while another has none waiting, and how many of them should go there.
+
+        Calls go to the actor with the fewest; but what one gave back in a pause, or lost with its process, the others
+        have, and at the end of a job no new calls come to make it even.
+        """
+        if len(self.actors) == 1 or now < self._level_at:
+            return None
+        idle = self.pick(now)
+        if idle is None or self.actors[idle].trial or self.actors[idle].health.queued:
+            return None
+        at = max(range(len(self.actors)), key=lambda index: self.actors[index].health.queued)
+        most, least = self.actors[at], self.actors[idle]
+        calls = min(most.health.queued, (most.outstanding - least.outstanding) // 2)
+        if calls < UNEVEN:
+            return None
+        self._level_at = now + LEVEL_AGAIN_S
+        return at, calls
 
     def usable_at(self, now: float) -> float:
         tried = (actor for index, actor in enumerate(self.actors) if not actor.trial or self._may_try(index))

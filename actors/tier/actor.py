@@ -3,19 +3,21 @@
 A call passes, in this order: the queue, in turns (turns.py), the choice of an endpoint that is well and has room
 (upstream.py), the rate limits, the wire. Whatever holds it back before it is sent gives it back as a `Refusal`, which is not an attempt. When
 the last endpoint goes out or asks for a pause, everything queued is given back at once, so that the router can go
-elsewhere within microseconds; while others are well, what waits goes to them.
+elsewhere within microseconds; while others are well, what waits goes to them. A part of the queue is given back when a
+router says that another actor of the tier has nothing to send.
 """
 
 import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import assert_never
+from itertools import count
+from typing import Any, assert_never
 
 from actors.errors import ConfigError
 from actors.lane import Cancel, Complete, LaneServer, Part
 from actors.lane_peers import LaneHost
-from actors.messages import Answer, Chunk, Failure, Health, Refusal, TierCall
+from actors.messages import Answer, Chunk, Failure, GiveBack, Health, Refusal, TierCall
 from actors.settings import TierSettings
 from actors.tier.breaker import Outcome, Permit
 from actors.tier.classify import Whole, classify_error, classify_reply
@@ -91,7 +93,7 @@ class TierActor(LaneHost):
         self._queue: Turns[_Queued] = Turns()
         self._pump_at: asyncio.TimerHandle | None = None
         self._sweeping = False
-        self._server: LaneServer[TierCall, TierReply] = LaneServer(self._start, note=self.health, weigh=_weigh)
+        self._server: LaneServer[TierCall | GiveBack, Any] = LaneServer(self._start, note=self.health, weigh=_weigh)
 
     # ------------------------------------------------------------------ what the router calls
 
@@ -115,7 +117,11 @@ class TierActor(LaneHost):
 
     # ------------------------------------------------------------------ the way of a call
 
-    def _start(self, lane: str, call: TierCall, complete: Complete[TierReply | Part]) -> Cancel | None:
+    def _start(self, lane: str, call: TierCall | GiveBack, complete: Complete[Any]) -> Cancel | None:
+        if type(call) is GiveBack:
+            complete(self._part_with(call.calls))
+            return None
+        assert type(call) is TierCall
         queued = _Queued(call, complete, time.monotonic())
         self._queue.add(call.whose, queued)
         self._pump()
@@ -164,6 +170,15 @@ class TierActor(LaneHost):
         for queued in queue:
             if not queued.cancelled:
                 queued.complete(refusal)
+
+    def _part_with(self, calls: int) -> int:
+        """Refuse so many of what waits, evenly of all lines, and say how many they were."""
+        size, places = len(self._queue), count()
+        parted = self._queue.leave(lambda _: (at := next(places)) * calls // size != (at + 1) * calls // size)
+        for queued in parted:
+            if not queued.cancelled:
+                queued.complete(Refusal("queue", 0.0, "another actor of the tier has nothing to send"))
+        return len(parted)
 
     def _send_to(self, upstream: Upstream, queued: _Queued, now: float) -> None:
         permit = upstream.breaker.admit(now)

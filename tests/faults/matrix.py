@@ -240,7 +240,7 @@ PROCESS = (
         exit=1,
         again=True,
         slow=True,
-        env={"RAY_gcs_rpc_server_reconnect_timeout_s": "5"},
+        env={"RAY_gcs_rpc_server_reconnect_timeout_s": "10"},
         **LONG | {"rows": 2500, "mock": {"latency": 0.5}},
     ),
 )

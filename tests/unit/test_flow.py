@@ -100,12 +100,16 @@ class House:
             for name in endpoints
         ]
         self.endpoints = endpoints
-        self.tiers = [TierActor(tier, lambda settings: ([self.endpoints[settings.name]], ())) for tier in tiers]
+        actors = [
+            [TierActor(tier, lambda settings: ([self.endpoints[settings.name]], ())) for _ in range(tier.replicas)]
+            for tier in tiers
+        ]
+        self.tiers = [actor for tier in actors for actor in tier]
         self.budget = BudgetActor(budget, str(state_dir))
         coalesce = CoalesceSettings.model_validate(config.get("coalesce", {}))
         self.coalescer = CoalescerActor(coalesce)
         coalescer = self.coalescer if self.near else LocalPeer(self.coalescer)
-        self.peers = Peers([[LocalPeer(tier)] for tier in self.tiers], coalescer, self.budget.exchange)
+        self.peers = Peers([list(map(LocalPeer, tier)) for tier in actors], coalescer, self.budget.exchange)
         prices = {tier.name: Price(prompt=1.0, completion=2.0) for tier in tiers}
         settings = RouterSettings.model_validate(config.get("router", {}))
         self.another_router = partial(
@@ -209,6 +213,23 @@ async def test_an_endpoint_that_asks_for_time_gets_it(tmp_path: Path) -> None:
         began = loop.time()
         assert isinstance(await made.ask(), Result)
         assert loop.time() - began >= 7.0
+
+
+@timed
+async def test_rows_that_wait_go_to_an_actor_that_is_back(tmp_path: Path) -> None:
+    """What an actor gives back in a pause goes to the other; when it may call again it has its half of what waits."""
+
+    def reply(number: int, body: dict[str, Any]) -> Reply:
+        return error(429, **{"retry-after": "1"}) if number == 1 else answer()
+
+    async with house(tmp_path, {"a": Endpoint(reply)}, tier={"a": {"replicas": 2, "concurrency": 2}}) as made:
+        began = asyncio.get_running_loop().time()
+        done = await asyncio.gather(*(made.ask(number) for number in range(200)))
+        took_s = asyncio.get_running_loop().time() - began
+    assert all(isinstance(one, Result) for one in done)
+    # Four calls at once take 5 s for 200 rows, two of them 10 s.
+    assert 5.0 <= took_s < 6.5
+    assert len(made.endpoints["a"].bodies) == 201, "a call that was given back had been sent"
 
 
 @timed

@@ -113,6 +113,25 @@ def test_the_actor_with_the_fewest_calls_is_picked() -> None:
     assert cascade.decide() == Try(0, 1, 0.0, retry=False)
 
 
+def test_what_waits_at_one_actor_goes_to_one_that_has_nothing_waiting() -> None:
+    """Half of the difference, and not more than waits; not to one that may not be asked, and not all the time."""
+    cascade = Cascade({"replicas": 3})
+    tier = cascade.tiers[0]
+    for actor, outstanding in zip(tier.actors, (500, 100, 90), strict=True):
+        actor.outstanding = outstanding
+    cascade.observe(0, 0, queued=400)
+    cascade.observe(0, 1, queued=3)
+    cascade.observe(0, 2, cooling_for_s=5.0)
+    assert tier.uneven(cascade.now) is None, "the one that could take them has some of its own"
+    cascade.observe(0, 2)
+    assert tier.uneven(cascade.now) == (0, 205)
+    assert tier.uneven(cascade.now + 0.1) is None
+    cascade.observe(0, 0, queued=40)
+    assert tier.uneven(cascade.now + 1.0) == (0, 40)
+    tier.actors[0].outstanding = 100
+    assert tier.uneven(cascade.now + 2.0) is None
+
+
 @pytest.mark.parametrize("kind", ["server", "overloaded", "connection", "malformed", "lost"])
 def test_a_first_quick_failure_is_tried_once_more_in_place_then_elsewhere(kind: FailureKind) -> None:
     """Only the request's first one; afterwards each tier has one try a turn."""
