@@ -19,12 +19,14 @@ __all__ = [
     "FailureKind",
     "GiveBack",
     "Health",
+    "Heed",
     "Refusal",
     "Request",
     "Result",
     "StreamTerms",
     "Streaming",
     "TierCall",
+    "ToTier",
     "Usage",
     "pickled_flat",
 ]
@@ -280,6 +282,16 @@ class GiveBack(NamedTuple):
     calls: int
 
 
+class Heed(NamedTuple):
+    """Router -> tier: a refusal has slowed another actor of the tier down. They share what the endpoint allows."""
+
+    endpoint: int
+    ago_s: float
+
+
+ToTier = TierCall | GiveBack | Heed
+
+
 class Streaming(NamedTuple):
     """What an answer that was streamed tells beside its usage."""
 
@@ -345,6 +357,8 @@ class Health(NamedTuple):
     dead_kind: FailureKind = "auth"
     absent: str = ""
     """Why the endpoint cannot take calls to some path, though it may take others."""
+    cut_s: float | None = None
+    """How long ago a refusal last slowed the calls down; None: never."""
 
 
 # ---- how they cross
@@ -360,5 +374,7 @@ def _type_and_fields(value: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
     return type(value), tuple(value)
 
 
-pickled_flat(Usage, Amount, Account, Request, Attempt, Result, Failure, TierCall, GiveBack, Answer, Refusal, Health)
+pickled_flat(
+    Usage, Amount, Account, Request, Attempt, Result, Failure, TierCall, GiveBack, Heed, Answer, Refusal, Health
+)
 pickled_flat(StreamTerms, Streaming, Chunk)

@@ -24,11 +24,11 @@ from actors.messages import (
     Billed,
     Chunk,
     Failure,
-    GiveBack,
     Refusal,
     Request,
     StreamTerms,
     TierCall,
+    ToTier,
     Usage,
 )
 from actors.router.cost import NO_MARGINS, Bound, Tariff
@@ -70,7 +70,7 @@ class RouterTier:
         self.tariff = Tariff(price, settings)
         self.margins = NO_MARGINS
         self.overrun = NOTHING
-        self.lanes: list[Lane[TierCall | GiveBack, Any]] = []
+        self.lanes: list[Lane[ToTier, Any]] = []
         self.retries = RetryBudget(now)
         self.kinds: dict[str, int] = {}
         self.last_failure = ""
@@ -152,7 +152,7 @@ class Copy:
         self.overtaken = False
 
     async def call(
-        self, lane: Lane[TierCall | GiveBack, Any], call: TierCall, timeout_s: float, on_withdrawn: Callable[[], object]
+        self, lane: Lane[ToTier, Any], call: TierCall, timeout_s: float, on_withdrawn: Callable[[], object]
     ) -> Answer | Failure | Refusal:
         """As Lane.call. Ends as `cancelled` when it is overtaken, and its call is cancelled at the other end."""
         future: asyncio.Future[Answer | Failure | Refusal] = asyncio.get_running_loop().create_future()
@@ -437,7 +437,7 @@ def _format_refused(failure: Failure) -> bool:
 
 
 async def _listen(
-    lane: Lane[TierCall | GiveBack, Any],
+    lane: Lane[ToTier, Any],
     hear: Hear,
     call: TierCall,
     timeout_s: float,

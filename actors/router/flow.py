@@ -27,7 +27,7 @@ from actors.budget.lease import LeaseBook
 from actors.coalescer.actor import CoalescerActor
 from actors.errors import LaneClosed
 from actors.lane import MAX_GAP_S, Lane, Peer
-from actors.messages import Amount, Answer, Failure, GiveBack, Health, Refusal, Request, Result, TierCall, Usage
+from actors.messages import Amount, Answer, Failure, GiveBack, Health, Refusal, Request, Result, TierCall, ToTier, Usage
 from actors.near import NearLane
 from actors.router.asking import ask
 from actors.router.attempts import NOTHING, Attempts, OnAttempt, RouterTier
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 __all__ = ["Peers", "Router"]
 
 NO_USAGE = Usage(0, 0)
-GIVE_BACK_S = 5.0
-"""How long an answer to that may take; there is nothing to do with it."""
+WORD_S = 5.0
+"""How long an actor may take to heed a word that is no call; nobody waits for its answer."""
 Make = Callable[[Request, RouterTier, int, Past, Amount], Awaitable[tuple[Answer | Failure | Refusal | None, Amount]]]
 """Makes an attempt: Attempts.make, or Hedger.make around it."""
 
@@ -115,7 +115,7 @@ class Router:
             for index, peer in enumerate(peers):
                 actor = tier.state.actors[index]
                 observe = partial(self._observe, tier.state.index, index)
-                lane: Lane[TierCall | GiveBack, Any] = Lane(
+                lane: Lane[ToTier, Any] = Lane(
                     self.name,
                     peer,
                     name=f"tier {tier.state.settings.name}/{index}",
@@ -255,13 +255,21 @@ class Router:
         now = time.monotonic()
         state = self._states[tier]
         state.actors[actor].observe(health, now)
-        uneven = state.uneven(now)
-        if uneven is not None:
-            at, calls = uneven
-            with contextlib.suppress(LaneClosed):
-                self._tiers[tier].lanes[at].post(GiveBack(calls), lambda done: None, GIVE_BACK_S)
+        if len(state.actors) > 1:
+            uneven = state.uneven(now)
+            if uneven is not None:
+                at, calls = uneven
+                self._say(tier, at, GiveBack(calls))
+            for heed in state.slowed(health, now):
+                for other in range(len(state.actors)):
+                    if other != actor:
+                        self._say(tier, other, heed)
         if self._hedger is not None:
             self._hedger.observe(tier, actor, health, now)
+
+    def _say(self, tier: int, actor: int, word: ToTier) -> None:
+        with contextlib.suppress(LaneClosed):
+            self._tiers[tier].lanes[actor].post(word, lambda done: None, WORD_S)
 
     def _lanes(self) -> "list[Lane[Any, Any] | NearLane[Any, Any]]":
         lanes: list[Lane[Any, Any] | NearLane[Any, Any]] = [lane for tier in self._tiers for lane in tier.lanes]
@@ -270,7 +278,7 @@ class Router:
         return lanes
 
 
-def _weigh(item: TierCall | GiveBack) -> int:
+def _weigh(item: ToTier) -> int:
     return len(item.body) + 250 if type(item) is TierCall else 50
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.lane import Lane
-from actors.messages import Amount, Answer, Attempt, Failure, GiveBack, Health, Refusal, Request, TierCall
+from actors.messages import Amount, Answer, Attempt, Failure, Health, Refusal, Request, TierCall, ToTier
 from actors.router.attempts import NOTHING, Attempts, Copy, RouterTier
 from actors.router.hedging import Allowance, Latencies, Watch, where
 from actors.router.plan import ActorState, Past, ends
@@ -68,7 +68,7 @@ class _Second(Copy):
             self._slot = None
 
     async def call(
-        self, lane: Lane[TierCall | GiveBack, Any], call: TierCall, timeout_s: float, on_withdrawn: Callable[[], object]
+        self, lane: Lane[ToTier, Any], call: TierCall, timeout_s: float, on_withdrawn: Callable[[], object]
     ) -> Answer | Failure | Refusal:
         self.free_slot()
         return await super().call(lane, call, timeout_s, on_withdrawn)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, assert_never
 
 from actors.kinds import KINDS
-from actors.messages import Attempt, Failure, FailureKind, Health, Request
+from actors.messages import Attempt, Failure, FailureKind, Health, Heed, Request
 from actors.settings import RouterSettings, TierSettings
 
 __all__ = ["ActorState", "GiveUp", "Past", "Step", "TierState", "Try", "Wait", "decide", "ends"]
@@ -34,6 +34,8 @@ LOOK_AGAIN_S = 1.0
 INTERACTIVE_PATIENCE_S = 2.0
 """A caller who waits at a terminal is told "no" rather than kept longer than this."""
 DOWN_S = 0.25
+NEWS_S, NEWS_AGAIN_S = 2.0, 0.5
+"""A refusal is news for so long, and those within so much of each other are one."""
 UNEVEN = 16
 """Calls that wait at one actor while another has none are worth moving from so many on,"""
 LEVEL_AGAIN_S = 0.5
@@ -87,7 +89,17 @@ class ActorState:
 class TierState:
     """What a router knows of one tier."""
 
-    __slots__ = ("_level_at", "actors", "exhausted_until", "index", "rank", "retry_allowed", "served", "settings")
+    __slots__ = (
+        "_level_at",
+        "_slowed_at",
+        "actors",
+        "exhausted_until",
+        "index",
+        "rank",
+        "retry_allowed",
+        "served",
+        "settings",
+    )
 
     def __init__(self, index: int, settings: TierSettings) -> None:
         self.index = index
@@ -101,6 +113,8 @@ class TierState:
         self.served = False
         """It has answered this router before: when it is out, it may well come back."""
         self._level_at = 0.0
+        self._slowed_at: dict[int, float] = {}
+        """By endpoint: the last refusal that the tier's actors were told of."""
 
     def pick(self, now: float) -> int | None:
         """The usable actor with the fewest calls outstanding."""
@@ -113,6 +127,17 @@ class TierState:
             ):
                 best, least = index, actor.outstanding
         return best
+
+    def slowed(self, health: Health, now: float) -> list[Heed]:
+        """What an actor's condition tells the others: endpoints that have just refused a call of it."""
+        news = []
+        for endpoint, each in enumerate(health.endpoints or (health,)):
+            if each.cut_s is not None and each.cut_s < NEWS_S:
+                at = now - each.cut_s
+                if at > self._slowed_at.get(endpoint, float("-inf")) + NEWS_AGAIN_S:
+                    self._slowed_at[endpoint] = at
+                    news.append(Heed(endpoint, each.cut_s))
+        return news
 
     def uneven(self, now: float) -> tuple[int, int] | None:
         """The actor at which calls wait while another has none waiting, and how many of them should go there.

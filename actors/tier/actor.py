@@ -17,7 +17,7 @@ from typing import Any, assert_never
 from actors.errors import ConfigError
 from actors.lane import Cancel, Complete, LaneServer, Part
 from actors.lane_peers import LaneHost
-from actors.messages import Answer, Chunk, Failure, GiveBack, Health, Refusal, TierCall
+from actors.messages import Answer, Chunk, Failure, GiveBack, Health, Heed, Refusal, TierCall, ToTier
 from actors.settings import TierSettings
 from actors.tier.breaker import Outcome, Permit
 from actors.tier.classify import Whole, classify_error, classify_reply
@@ -93,7 +93,7 @@ class TierActor(LaneHost):
         self._queue: Turns[_Queued] = Turns()
         self._pump_at: asyncio.TimerHandle | None = None
         self._sweeping = False
-        self._server: LaneServer[TierCall | GiveBack, Any] = LaneServer(self._start, note=self.health, weigh=_weigh)
+        self._server: LaneServer[ToTier, Any] = LaneServer(self._start, note=self.health, weigh=_weigh)
 
     # ------------------------------------------------------------------ what the router calls
 
@@ -117,11 +117,11 @@ class TierActor(LaneHost):
 
     # ------------------------------------------------------------------ the way of a call
 
-    def _start(self, lane: str, call: TierCall | GiveBack, complete: Complete[Any]) -> Cancel | None:
-        if type(call) is GiveBack:
-            complete(self._part_with(call.calls))
+    def _start(self, lane: str, call: ToTier, complete: Complete[Any]) -> Cancel | None:
+        if not isinstance(call, TierCall):
+            self._listen(call)
+            complete(None)
             return None
-        assert type(call) is TierCall
         queued = _Queued(call, complete, time.monotonic())
         self._queue.add(call.whose, queued)
         self._pump()
@@ -171,14 +171,23 @@ class TierActor(LaneHost):
             if not queued.cancelled:
                 queued.complete(refusal)
 
-    def _part_with(self, calls: int) -> int:
-        """Refuse so many of what waits, evenly of all lines, and say how many they were."""
+    def _listen(self, word: GiveBack | Heed) -> None:
+        match word:
+            case GiveBack():
+                self._part_with(word.calls)
+            case Heed():
+                now = time.monotonic()
+                self._balancer.all[word.endpoint].capacity.heed(now - word.ago_s, now)
+            case _:
+                assert_never(word)
+
+    def _part_with(self, calls: int) -> None:
+        """Refuse so many of what waits, evenly of all lines."""
         size, places = len(self._queue), count()
         parted = self._queue.leave(lambda _: (at := next(places)) * calls // size != (at + 1) * calls // size)
         for queued in parted:
             if not queued.cancelled:
                 queued.complete(Refusal("queue", 0.0, "another actor of the tier has nothing to send"))
-        return len(parted)
 
     def _send_to(self, upstream: Upstream, queued: _Queued, now: float) -> None:
         permit = upstream.breaker.admit(now)

@@ -117,6 +117,16 @@ class Capacity:
         resumes_at = now + (pause_s or COOLING_S) if pace is None else pace.refused(pause_s, sent_at, now)
         self.cooling_until = max(self.cooling_until, resumes_at)
 
+    @property
+    def cut_at(self) -> float:
+        """When a refusal last slowed the pace down; -inf: never."""
+        return float("-inf") if self._pace is None else self._pace.cut_at
+
+    def heed(self, at: float, now: float) -> None:
+        """A refusal has slowed another actor down that calls the same endpoint."""
+        if self._pace is not None:
+            self._pace.heed(at, now)
+
     def wanted(self, calls: int, now: float) -> None:
         """So many calls have waited for a slot that cannot wait."""
         if now >= self.cooling_until and not self.paced:

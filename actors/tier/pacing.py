@@ -16,7 +16,8 @@ So most of the time goes by just below what was refused, and probes are gentle a
 - A pace that has held nothing back for FORGET_S is forgotten.
 - Refusals that a slower pace does not make rarer have other reasons. When CUTS of them, none later than RETURN_S, have slowed it
   down to HALF and the calls answered between two have not become more, it is forgotten and none is learned for CHANCE_S,
-  then twice as long. Below a rate limit nothing is refused, so at a real one the calls in between grow without bound.
+  then twice as long. Below a rate limit nothing is refused, so at a real one the calls in between grow without bound;
+  unless others fill up what is left, so the chance ends when WORSE times as many are refused to one answered as before.
 
 Pure: `now` is monotonic seconds.
 """
@@ -39,6 +40,8 @@ REFERENCE_PER_S = 400.0
 SOON_S = 1.0
 MOMENT_S = 0.2
 """A cut needs a moment to show; refusals within it are of the same one."""
+HEED_AGAIN_S = 0.5
+"""Word of another's refusals within so much of each other, or of an own one, is of the same one."""
 FEW_PER_S = 4.0
 """Below this pace all of it goes slower, so that an episode keeps many calls for one refusal."""
 SLACK_S = 0.025
@@ -54,6 +57,8 @@ HALF = 0.5
 MORE = 1.5
 """Times as many calls between refusals as before are taken for an effect of the slower pace."""
 CHANCE_S, CHANCE_MOST_S = 30.0, 480.0
+WORSE, WORSE_CALLS = 8.0, 50
+"""Judged from so many calls on."""
 LEAST_PER_S, MOST_PER_S = 4.0, 1e6
 """Where the search begins at least, and where no pace matters any more."""
 
@@ -63,6 +68,8 @@ class _Cut(NamedTuple):
     """The pace that was refused."""
     answered: int
     """Calls that succeeded since the cut before."""
+    refused: int
+    """And those that did not; the refusals of one moment are one cut."""
 
 
 class Pace:
@@ -73,11 +80,19 @@ class Pace:
         self._learned: float | None = None
         self._searching = False
         self._low = self._peak = self._age_s = 0.0
-        self._cut_at = self._resumes_at = self._bound_at = self._hold_until = float("-inf")
+        self.cut_at = float("-inf")
+        """When a refusal last slowed it down."""
+        self._heeded_at = float("-inf")
+        self._resumes_at = self._bound_at = self._hold_until = float("-inf")
         self._answered = 1
         """Calls that succeeded since the last cut."""
         self._cuts: deque[_Cut] = deque(maxlen=CUTS)
+        self._refused = 0
+        """And those that were refused."""
         self._chance_s, self._chance_until = CHANCE_S, float("-inf")
+        self._before_chance = _Cut(0.0, 0, 0)
+        self._tried = 0
+        """Calls that were sent in the chance: answers may take long, and refusals come at once."""
         self._shut_s = 0.0
         self.binds = False
         self._idle_s = 0.0
@@ -104,6 +119,7 @@ class Pace:
     def sent(self, now: float) -> None:
         rate = self.rate
         if self._learned is None:
+            self._tried += 1
             self._count(now)
         if rate is None:
             return
@@ -138,8 +154,13 @@ class Pace:
     def refused(self, retry_after_s: float, sent_at: float, now: float) -> float:
         """A call that was sent at `sent_at` was refused; returns until when nothing should be sent."""
         until = now + retry_after_s
-        if sent_at < self._resumes_at or now < self._cut_at + MOMENT_S:
-            self._resumes_at = max(self._resumes_at, until)
+        self._refused += 1
+        again = sent_at < self._resumes_at or now < self.cut_at + MOMENT_S
+        if now < self._chance_until and self._worse():
+            self._chance_until, self._learned, again = now, self._before_chance.rate, False
+        if again:
+            if retry_after_s:  # else each refusal in a dense row of them would excuse the next
+                self._resumes_at = max(self._resumes_at, until)
         else:
             if not self._answered and not retry_after_s:
                 self._shut_s = min(SHUT_MOST_S, max(SHUT_FIRST_S, 2.0 * self._shut_s))
@@ -149,18 +170,35 @@ class Pace:
         self._free_at = max(self._free_at, self._resumes_at)
         return self._resumes_at
 
+    def heed(self, at: float, now: float) -> None:
+        """Another actor that calls the same endpoint was slowed down by a refusal at `at`: both are too fast together.
+
+        Nothing was refused here, so nothing pauses. Told again, it does nothing."""
+        learned = self._learned
+        if learned is None or at <= max(self.cut_at, self._heeded_at) + HEED_AGAIN_S:
+            return
+        self._heeded_at = now
+        self._searching = False
+        self._peak, self._low, self._age_s = PEAK * learned, KEPT * learned, 0.0
+        self._learned = self._low
+
     def _cut(self, now: float) -> None:
         learned = self._learned
         if learned is not None and self._answered:
             if self._age_s > RETURN_S:
                 self._cuts.clear()
-            self._cuts.append(_Cut(learned, self._answered))
+            self._cuts.append(_Cut(learned, self._answered, self._refused))
             if self._in_vain():
+                answered, refused = (
+                    sum(counts) for counts in zip(*((c.answered, c.refused) for c in self._cuts), strict=True)
+                )
+                self._before_chance = _Cut(learned, answered, refused)
                 self._forget()
                 self._chance_until = now + self._chance_s
                 self._chance_s = min(CHANCE_MOST_S, 2.0 * self._chance_s)
+                self._answered = self._refused = self._tried = 0
         if now < self._chance_until:
-            self._answered, self._cut_at = 0, now
+            self._answered, self.cut_at = 0, now
             return
         if learned is None:
             recent = self._sent_now + self._sent_before * max(0.0, 1.0 - (now - self._second))
@@ -173,8 +211,8 @@ class Pace:
             self._low = learned * (CUT_AGAIN if now - self._resumes_at < SOON_S else KEPT)
         self._learned = self._low
         self._age_s = 0.0
-        self._answered = 0
-        self._cut_at = self._bound_at = now
+        self._answered = self._refused = 0
+        self.cut_at = self._bound_at = now
         self._free_at = now + 1.0 / self._low
 
     def _in_vain(self) -> bool:
@@ -184,6 +222,11 @@ class Pace:
             return False
         before, after = (sum(cut.answered for cut in half) for half in (cuts[: CUTS // 2], cuts[CUTS // 2 :]))
         return after <= MORE * before
+
+    def _worse(self) -> bool:
+        """Whether a chance was given in vain: without a pace far more is refused than with one."""
+        _, answered, refused = self._before_chance
+        return self._tried >= WORSE_CALLS and self._refused * answered > WORSE * refused * (self._tried - self._refused)
 
     def _forget(self) -> None:
         self._learned = None

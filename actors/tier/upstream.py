@@ -172,6 +172,7 @@ class Upstream:
             self.address,
             dead_kind=self.out.kind if self.out is not None else "auth",
             absent=absent.reason if absent is not None else "",
+            cut_s=None if self.capacity.cut_at == float("-inf") else now - self.capacity.cut_at,
         )
 
     def check(self) -> None:

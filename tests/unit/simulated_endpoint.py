@@ -16,6 +16,8 @@ __all__ = ["Caller", "Endpoint", "Limiter", "Seen", "simulate"]
 
 TICK_S = 0.001
 """Real timers are no finer, so whoever is told to wait for less wakes up late."""
+TOLD_S = 0.05
+"""So long word of a refusal takes to another actor of the tier."""
 
 
 class Limiter(Protocol):
@@ -27,6 +29,9 @@ class Limiter(Protocol):
     def refused(self, retry_after_s: float | None, sent_at: float, now: float) -> None: ...
     def failed(self, now: float) -> None: ...
     def advised(self, headers: Mapping[str, str], now: float) -> None: ...
+    def heed(self, at: float, now: float) -> None: ...
+    @property
+    def cut_at(self) -> float: ...
 
 
 class Endpoint(NamedTuple):
@@ -46,6 +51,8 @@ class Endpoint(NamedTuple):
 class Caller(NamedTuple):
     limiter: Limiter
     begins_s: float = 0.0
+    tier: str = ""
+    """Those of one tier hear of each other's refusals; empty: it has no others."""
 
 
 class Seen(NamedTuple):
@@ -151,6 +158,10 @@ def simulate(endpoint: Endpoint, callers: Sequence[Caller], seconds: float, seed
             limiter.succeeded(in_flight[who], now - sent_at, now)
         elif status == 429:
             limiter.refused(endpoint.retry_after_s, sent_at, now)
+            if limiter.cut_at == now and callers[who].tier:
+                for other in callers:
+                    if other.tier == callers[who].tier and other.limiter is not limiter:
+                        at(now + TOLD_S, lambda t, other=other: other.limiter.heed(now, t))  # type: ignore[misc]
         else:
             limiter.failed(now)
         in_flight[who] -= 1

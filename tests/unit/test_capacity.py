@@ -53,6 +53,21 @@ def test_a_rate_limit_is_nearly_reached_and_seldom_passed(
     assert refused(seen, 10.0, 40.0) <= 0.05
 
 
+@pytest.mark.parametrize("burst", [400, 40])
+@pytest.mark.parametrize("retry_after_s", [None, 1.0], ids=["bare", "retry-after"])
+@pytest.mark.parametrize("tier", ["", "premium"], ids=["jobs", "actors of a tier"])
+@pytest.mark.parametrize("callers", [2, 4])
+def test_several_at_one_endpoint_reach_its_rate_limit_together(
+    callers: int, tier: str, retry_after_s: float | None, burst: int
+) -> None:
+    """Strangers, and better the actors of one tier, which hear of each other's refusals."""
+    endpoint = Endpoint(fixed(0.05), allowances=[(0.0, 400.0)], burst=burst, retry_after_s=retry_after_s)
+    jobs = [Caller(Capacity("auto"), 0.01 * number, tier) for number in range(callers)]
+    seen = simulate(endpoint, jobs, 60.0)
+    assert per_s(seen, 10.0, 60.0) >= (0.9 if tier else 0.8) * 400
+    assert refused(seen, 10.0, 60.0) <= (0.01 if tier else 0.05)
+
+
 @pytest.mark.parametrize("retry_after_s", [None, 1.0], ids=["bare", "retry-after"])
 @pytest.mark.parametrize(("before", "after"), [(400.0, 800.0), (800.0, 400.0)])
 def test_an_allowance_that_changes_is_found_again(before: float, after: float, retry_after_s: float | None) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from actors.messages import Attempt, Failure, FailureKind, Health, Request
+from actors.messages import Attempt, Failure, FailureKind, Health, Heed, Request
 from actors.router.plan import (
     BACKOFF_CAP_S,
     DOWN_S,
@@ -130,6 +130,18 @@ def test_what_waits_at_one_actor_goes_to_one_that_has_nothing_waiting() -> None:
     assert tier.uneven(cascade.now + 1.0) == (0, 40)
     tier.actors[0].outstanding = 100
     assert tier.uneven(cascade.now + 2.0) is None
+
+
+def test_a_refusal_is_news_to_the_other_actors_once() -> None:
+    """By endpoint; later notes that tell of the same one are no news, nor is one of long ago."""
+    tier = Cascade({"replicas": 2}).tiers[0]
+    assert tier.slowed(Health(), 100.0) == []
+    assert tier.slowed(Health(cut_s=0.1), 100.0) == [Heed(0, 0.1)]
+    assert tier.slowed(Health(cut_s=0.3), 100.2) == []
+    assert tier.slowed(Health(cut_s=0.0), 101.0) == [Heed(0, 0.0)]
+    assert tier.slowed(Health(cut_s=60.0), 300.0) == []
+    both = Health(endpoints=(Health(cut_s=0.1), Health(), Health(cut_s=0.2)))
+    assert tier.slowed(both, 400.0) == [Heed(0, 0.1), Heed(2, 0.2)]
 
 
 @pytest.mark.parametrize("kind", ["server", "overloaded", "connection", "malformed", "lost"])
