@@ -10,6 +10,8 @@ is an episode, as in CUBIC (RFC 9438) and the adaptive mode of the AWS SDKs:
 So most of the time goes by just below what was refused, and probes are gentle and rare: about one in ten seconds.
 
 - The refusals of one moment are one episode: those of calls that were sent before the cut say nothing new.
+- Actors of one tier hear of each other's episodes and fall likewise, without the pause: else one goes on for what another has
+  just left, all learn the whole limit as their own, and are refused in turns.
 - The pace ages by use: a call adds what it takes of a second. Pauses, idle times and other limits make it no faster.
 - Larger paces grow relatively slower (by the root), and are refused more often: two who share meet.
 - After a server error it does not grow for HOLD_S.

@@ -233,6 +233,29 @@ async def test_rows_that_wait_go_to_an_actor_that_is_back(tmp_path: Path) -> Non
 
 
 @timed
+async def test_actors_of_a_tier_share_a_rate_limit_without_configuration(tmp_path: Path) -> None:
+    """100 calls a second are allowed, ten at once; whoever is refused is asked to pause for a second."""
+    level, at, refused = 10.0, 0.0, 0
+
+    def reply(number: int, body: dict[str, Any]) -> Reply:
+        nonlocal level, at, refused
+        now = asyncio.get_running_loop().time()
+        level, at = min(10.0, level + (now - at) * 100.0) - 1, now
+        if level >= 0:
+            return answer()
+        level, refused = level + 1, refused + 1
+        return error(429, **{"retry-after": "1"})
+
+    async with house(tmp_path, {"a": Endpoint(reply, 0.0)}, tier={"a": {"replicas": 4}}) as made:
+        began = asyncio.get_running_loop().time()
+        done = await asyncio.gather(*(made.ask(number, deadline_s=600.0) for number in range(5000)))
+        took_s = asyncio.get_running_loop().time() - began
+    assert all(isinstance(one, Result) for one in done)
+    assert took_s < 5000 / 100 / 0.8
+    assert refused < 100
+
+
+@timed
 async def test_answers_are_counted_by_the_model_that_they_name(tmp_path: Path) -> None:
     """A version that changes under an alias is seen; an endpoint that names a new one each time fills no memory."""
     names = ["v1", "v1", "v2"] + [f"odd-{number}" for number in range(40)]
