@@ -5,7 +5,6 @@
 Attempts come with the answers. What a request has cost whose caller left, or whose router died, is in the ledger alone.
 """
 
-import asyncio
 import contextlib
 import os
 import sys
@@ -13,14 +12,13 @@ import time
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from actors.budget.rows import Snapshot
 from actors.events import NONE, Tally
 from actors.messages import Failure, Request, Result
-from actors.observer.reporter import Reporter
 from actors.observer.scene import Report
 from actors.router.notes import RouterNote
 from runtime.config import Config
 from runtime.running import Entry, Running
+from runtime.telling import Telling
 from runtime.view import View
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Telemetry"]
 
-LEDGER_EVERY_S = 2.0
 CLOSE_S = 5.0
 """A program that ends waits for its last report no longer."""
 
@@ -41,10 +38,7 @@ class Telemetry:
         self._view = View(config, f"job:{job}")
         self._tally = Tally(name, self._view.models)
         self._notes: dict[str, RouterNote] = {}
-        self._snapshot: Snapshot | None = None
-        self._cluster: Cluster | None = None
-        self._reporter: Reporter | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._telling: Telling | None = None
         self._stack = contextlib.ExitStack()
 
     # ------------------------------------------------------------------ what it counts
@@ -82,41 +76,28 @@ class Telemetry:
         """There is an observer now, unless there is none. `registered`: `raycade status` is to find the program."""
         if "observer" not in cluster.handles:
             return
-        self._cluster = cluster
         # A client that is opened again begins anew: what it told before has been added up, and its source has ended.
         self._tally = Tally(f"{self._name}/{uuid4().hex[:8]}", self._view.models)
         entry = Entry(self._name, self._job, os.getpid(), _program(), time.time(), kind="client")
         running = Running(self._config.state_dir, entry)
         if registered:
             self._stack.enter_context(running)
-        self._reporter = Reporter(self.draw_up, cluster.report, lambda taken: running.found_at(taken.address))
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._reporter.run()), loop.create_task(self._look_at_ledger())]
+        self._telling = Telling(
+            self.draw_up, cluster.report, cluster.budget, lambda taken: running.found_at(taken.address)
+        )
 
     async def close(self) -> None:
         """The last report, once all requests have ended. Never raises; does nothing where nothing was opened."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        reporter, self._reporter, self._tasks = self._reporter, None, []
-        if reporter is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_S):
-                    await reporter.close()
+        if self._telling is not None:
+            await self._telling.close(CLOSE_S)
+            self._telling = None
         self._stack.close()
-
-    async def _look_at_ledger(self) -> None:
-        assert self._cluster is not None
-        while True:
-            with contextlib.suppress(Exception):  # whatever troubles it, the program is told by its answers
-                async with asyncio.timeout(LEDGER_EVERY_S):
-                    self._snapshot = await self._cluster.budget()
-            await asyncio.sleep(LEDGER_EVERY_S)
 
     def draw_up(self) -> Report:
         """The report of this moment."""
         totals = self._tally.totals()
-        return Report(totals, self._view.scene(self._notes, totals, self._snapshot))
+        snapshot = self._telling.snapshot if self._telling is not None else None
+        return Report(totals, self._view.scene(self._notes, totals, snapshot))
 
 
 def _program() -> str:

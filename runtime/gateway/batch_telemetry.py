@@ -7,29 +7,25 @@ As in a replica (telemetry.py), attempts are counted when they are settled: what
 is in the sums too.
 """
 
-import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import uuid4
 
-from actors.budget.rows import Snapshot
 from actors.events import Tally
 from actors.messages import Attempt, Request
-from actors.observer.reporter import Reporter
 from actors.observer.scene import JobScene, Report
 from actors.router.notes import RouterNote
 from runtime.batch.run import BatchRun
 from runtime.batch.tally import Tally as Counts
 from runtime.config import Config
 from runtime.gateway.batch_rules import Batch
+from runtime.telling import Telling
 from runtime.view import View
 
 __all__ = ["BatchTelemetry", "Course"]
 
-LEDGER_EVERY_S = 2.0
 CLOSE_S = 4.0
 RATE_OVER_S = 10.0
 
@@ -130,10 +126,7 @@ class BatchTelemetry:
         self._jobs = jobs
         self._look: Callable[[], RouterNote | None] = lambda: None
         self._note = RouterNote((), 0, "")
-        self._watching: Any = None
-        self._snapshot: Snapshot | None = None
-        self._reporter: Reporter | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._telling: Telling | None = None
 
     def attempt(self, request: Request, attempt: Attempt) -> None:
         """A call has been settled."""
@@ -141,28 +134,14 @@ class BatchTelemetry:
 
     def open(self, look: Callable[[], RouterNote | None], watching: Any) -> None:
         """From now on there is something to tell. `look`: at the router; `watching`: see Telemetry.open. Idempotent."""
-        if self._reporter is None and watching is not None:
-            self._look, self._watching = look, watching
-            self._reporter = Reporter(self.draw_up, watching.report)
-            loop = asyncio.get_running_loop()
-            self._tasks = [loop.create_task(self._reporter.run()), loop.create_task(self._look_at_ledger())]
+        if self._telling is None and watching is not None:
+            self._look = look
+            self._telling = Telling(self.draw_up, watching.report, watching.budget)
 
     async def close(self) -> None:
         """The last report: nothing is counted after it."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._reporter is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_S):
-                    await self._reporter.close()
-
-    async def _look_at_ledger(self) -> None:
-        while True:
-            with contextlib.suppress(Exception):  # whatever troubles it, its routers are told in every answer
-                async with asyncio.timeout(LEDGER_EVERY_S):
-                    self._snapshot = await self._watching.budget()
-            await asyncio.sleep(LEDGER_EVERY_S)
+        if self._telling is not None:
+            await self._telling.close(CLOSE_S)
 
     def draw_up(self) -> Report:
         """The report of this moment."""
@@ -171,4 +150,5 @@ class BatchTelemetry:
         jobs = tuple(self._jobs())
         if jobs and note.waiting_for_budget:  # the router knows how many rows wait, and not of which batch
             jobs = (jobs[0]._replace(waiting_for_budget=note.waiting_for_budget), *jobs[1:])
-        return Report(totals, self._view.scene({"desk": note}, totals, self._snapshot)._replace(jobs=jobs))
+        snapshot = self._telling.snapshot if self._telling is not None else None
+        return Report(totals, self._view.scene({"desk": note}, totals, snapshot)._replace(jobs=jobs))

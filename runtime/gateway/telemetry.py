@@ -10,28 +10,25 @@ waits for any more is in the sums all the same. Answers of registered prompts go
 """
 
 import asyncio
-import contextlib
 import sys
 import time
 from collections import deque
 from collections.abc import Awaitable
 from typing import Any
 
-from actors.budget.rows import Snapshot
 from actors.events import NONE, Tally
 from actors.messages import Attempt, Failure, Request, Result
-from actors.observer.reporter import Reporter
 from actors.observer.scene import GatewayScene, Report
 from actors.router.flow import Router
 from actors.router.told import Listener
 from runtime.config import Config
 from runtime.gateway.limits import Gate
 from runtime.gateway.prompts import Prompts, Stopped
+from runtime.telling import Telling
 from runtime.view import View
 
 __all__ = ["Telemetry", "Watched"]
 
-LEDGER_EVERY_S = 2.0
 RATE_OVER_S = 10.0
 NOTICES = 8
 
@@ -46,9 +43,7 @@ class Telemetry:
         self._replica = ""
         self._router: Router | None = None
         self._watching: Any = None
-        self._reporter: Reporter | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self._snapshot: Snapshot | None = None
+        self._telling: Telling | None = None
         self._began = time.monotonic()
         self._answered = self._failed = self._coalesced = self._tokens = self._usd_micros = 0
         self._before: deque[tuple[float, int]] = deque()
@@ -107,22 +102,17 @@ class Telemetry:
         self._replica, self._router, self._watching = replica, router, watching
         self._tally.source = source
         if watching is not None:
-            self._reporter = Reporter(self.draw_up, watching.report)
-            loop = asyncio.get_running_loop()
-            self._tasks = [loop.create_task(self._reporter.run()), loop.create_task(self._look_at_ledger())]
+            self._telling = Telling(self.draw_up, watching.report, watching.budget)
 
     async def close(self) -> None:
         """The last report. The router has been closed: nothing is counted after it."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._reporter is not None:
-            await self._reporter.close()
+        if self._telling is not None:
+            await self._telling.close()
 
     async def scrape(self, accept: str) -> tuple[bytes, str]:
         """`/metrics`, with what this replica has counted up to now. Raises what Ray raises."""
-        assert self._reporter is not None, "there is an observer, and `open` was called"
-        await self._reporter.say()
+        assert self._telling is not None, "there is an observer, and `open` was called"
+        await self._telling.say()
         scraped: tuple[bytes, str] = await self._watching.scrape(accept)
         return scraped
 
@@ -131,18 +121,11 @@ class Telemetry:
         told: bytes = await self._watching.live()
         return told
 
-    async def _look_at_ledger(self) -> None:
-        while True:
-            with contextlib.suppress(Exception):  # whatever troubles it, its routers are told in every answer
-                async with asyncio.timeout(LEDGER_EVERY_S):
-                    self._snapshot = await self._watching.budget()
-            await asyncio.sleep(LEDGER_EVERY_S)
-
     def draw_up(self) -> Report:
         """The report of this moment."""
         assert self._router is not None
         now, note, totals = time.monotonic(), self._router.note(), self._tally.totals()
-        told = self._view.scene({self._replica: note}, totals, self._snapshot)
+        told = self._view.scene({self._replica: note}, totals, self._telling.snapshot if self._telling else None)
         told = told._replace(
             gateway=GatewayScene(
                 self._replica,
