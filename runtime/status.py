@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actors.budget.anomaly import shown
-from runtime.batch.progress import plain
+from runtime.batch.scene import plain
 from runtime.batch.summary import dollars, kinds_in_words, short, span
 from runtime.config import load_config
 from runtime.running import Entry, running_jobs

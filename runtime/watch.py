@@ -23,7 +23,7 @@ from actors.budget.anomaly import shown
 from actors.errors import ConfigError
 from actors.events import BOUNDS_S
 from actors.observer.history import quantile
-from runtime.batch.progress import plain
+from runtime.batch.scene import plain
 from runtime.batch.summary import dollars, rows, short, span
 from runtime.config import load_config
 from runtime.running import Entry, running_jobs

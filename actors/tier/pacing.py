@@ -84,7 +84,7 @@ class Pace:
         self._low = self._peak = self._age_s = 0.0
         self.cut_at = float("-inf")
         """When a refusal last slowed it down."""
-        self._heeded_at = float("-inf")
+        self._heeded_at = self._episode_at = float("-inf")
         self._resumes_at = self._bound_at = self._hold_until = float("-inf")
         self._answered = 1
         """Calls that succeeded since the last cut."""
@@ -157,7 +157,7 @@ class Pace:
         """A call that was sent at `sent_at` was refused; returns until when nothing should be sent."""
         until = now + retry_after_s
         self._refused += 1
-        again = sent_at < self._resumes_at or now < self.cut_at + MOMENT_S
+        again = sent_at < self._resumes_at or now < self._episode_at + MOMENT_S
         if now < self._chance_until and self._worse():
             self._chance_until, self._learned, again = now, self._before_chance.rate, False
         if again:
@@ -200,7 +200,7 @@ class Pace:
                 self._chance_s = min(CHANCE_MOST_S, 2.0 * self._chance_s)
                 self._answered = self._refused = self._tried = 0
         if now < self._chance_until:
-            self._answered, self.cut_at = 0, now
+            self._answered, self._episode_at = 0, now
             return
         if learned is None:
             recent = self._sent_now + self._sent_before * max(0.0, 1.0 - (now - self._second))
@@ -214,7 +214,7 @@ class Pace:
         self._learned = self._low
         self._age_s = 0.0
         self._answered = self._refused = 0
-        self.cut_at = self._bound_at = now
+        self.cut_at = self._episode_at = self._bound_at = now
         self._free_at = now + 1.0 / self._low
 
     def _in_vain(self) -> bool:

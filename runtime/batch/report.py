@@ -21,9 +21,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from actors.budget.rows import Snapshot
 from actors.errors import ConfigError
 from runtime.batch.charts import Chart, Row, lines, stacked, timeline
-from runtime.batch.progress import plain
 from runtime.batch.recorder import CODES as MOST_CODES
 from runtime.batch.recorder import TEXT, Example, Recorder
+from runtime.batch.scene import plain
 from runtime.batch.summary import CODES, dollars, kinds_in_words, rows, short, span
 from runtime.config import Config
 

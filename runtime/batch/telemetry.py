@@ -13,8 +13,8 @@ from pathlib import Path
 from actors.budget.rows import Snapshot
 from actors.events import Tally
 from actors.observer.scene import JobScene, Report
-from runtime.batch.progress import Scene
 from runtime.batch.run import BatchRun
+from runtime.batch.scene import Scene
 from runtime.config import Config
 from runtime.events import Event
 from runtime.view import View

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from actors.messages import Amount, Attempt, Failure, Health, Result, Usage
 from actors.router.notes import RouterNote, TierNote
-from runtime.batch.progress import Progress, Scene, _Fold, _rows_in, _Watch, bar_lines, log_line
+from runtime.batch.lines import bar_lines, log_line
+from runtime.batch.progress import Progress, _Fold, _rows_in
+from runtime.batch.scene import Scene, Watch
 from runtime.batch.tally import Tally
 from runtime.config import Config
 from runtime.events import Event
@@ -45,11 +47,11 @@ class Stage:
         self.inputs: Any = SimpleNamespace(files=("in.jsonl",), size_bytes=None, read_bytes=0, **inputs)
         self.told: list[str] = []
 
-    def watch(self, already_done: int = 0, limit: int | None = None) -> _Watch:
+    def watch(self, already_done: int = 0, limit: int | None = None) -> Watch:
         def tell(key: str, text: str) -> None:
             self.told.append(text)
 
-        return _Watch(CONFIG, self.inputs, self.run, already_done, limit, tell)
+        return Watch(CONFIG, self.inputs, self.run, already_done, limit, tell)
 
     def succeed(self, rows: int, tokens: int = 1000, usd_micros: int = 2765) -> None:
         result = Result(
@@ -64,7 +66,7 @@ class Stage:
             self.tally.result(result, "standard")
 
 
-def busy() -> tuple[Stage, _Watch]:
+def busy() -> tuple[Stage, Watch]:
     """1,234 rows, of which 12 failed and 40 were shared, 10 seconds of them at 123.4 rows/s."""
     stage = Stage()
     watch = stage.watch()

@@ -9,7 +9,7 @@ from actors.budget.rows import LimitStatus, Snapshot
 from actors.events import Tally
 from actors.observer.scene import Scene as Told
 from actors.settings import BudgetSettings, ScopeSettings, TierSettings
-from runtime.batch.progress import Scene
+from runtime.batch.scene import Scene
 from runtime.batch.telemetry import Telemetry
 from runtime.config import Config
 
