@@ -99,7 +99,7 @@ class LaneHost:
         """Where lanes of this machine connect."""
         if self._entrance is None:
             self._entrance = Door(self)
-            one_line_each()
+        one_line_each()
         return await self._entrance.open()
 
     async def submit_packed(self, block: bytes) -> bool:
@@ -108,5 +108,6 @@ class LaneHost:
 
     async def completions_packed(self, lane: str, generation: int, gap: Gap = FAR) -> AsyncGenerator[bytes, None]:
         """`completions`, each batch a pickle."""
+        one_line_each()
         async for batch in self.completions(lane, generation, gap):
             yield pickle.dumps(batch, 5)

@@ -324,10 +324,12 @@ class Cluster:
         for router in routers:
             with contextlib.suppress(Exception):
                 ray.kill(router)
-        if "budget" in self.handles:  # after the routers' last reports
-            await _answered([self.handles["budget"].close.remote(holders(self.home))])
+        last = []  # after the routers' last reports
+        if "budget" in self.handles:
+            last.append(self.handles["budget"].close.remote(holders(self.home)))
         if "observer" in self.handles:
-            await _answered([self.handles["observer"].close.remote()])
+            last.append(self.handles["observer"].close.remote())
+        await _answered(last)
         for handle in self.handles.values():
             with contextlib.suppress(Exception):
                 ray.kill(handle)

@@ -145,14 +145,14 @@ class TierState:
         Calls go to the actor with the fewest; but what one gave back in a pause, or lost with its process, the others
         have, and at the end of a job no new calls come to make it even.
         """
-        if len(self.actors) == 1 or now < self._level_at:
-            return None
-        idle = self.pick(now)
-        if idle is None or self.actors[idle].trial or self.actors[idle].health.queued:
+        if now < self._level_at:
             return None
         at = max(range(len(self.actors)), key=lambda index: self.actors[index].health.queued)
-        most, least = self.actors[at], self.actors[idle]
-        calls = min(most.health.queued, (most.outstanding - least.outstanding) // 2)
+        most = self.actors[at]
+        idle = self.pick(now) if most.health.queued >= UNEVEN else None
+        if idle is None or self.actors[idle].trial or self.actors[idle].health.queued:
+            return None
+        calls = min(most.health.queued, (most.outstanding - self.actors[idle].outstanding) // 2)
         if calls < UNEVEN:
             return None
         self._level_at = now + LEVEL_AGAIN_S

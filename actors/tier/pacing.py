@@ -180,9 +180,7 @@ class Pace:
         if learned is None or at <= max(self.cut_at, self._heeded_at) + HEED_AGAIN_S:
             return
         self._heeded_at = now
-        self._searching = False
-        self._peak, self._low, self._age_s = PEAK * learned, KEPT * learned, 0.0
-        self._learned = self._low
+        self._begin(KEPT * learned, PEAK * learned)
 
     def _cut(self, now: float) -> None:
         learned = self._learned
@@ -191,9 +189,7 @@ class Pace:
                 self._cuts.clear()
             self._cuts.append(_Cut(learned, self._answered, self._refused))
             if self._in_vain():
-                answered, refused = (
-                    sum(counts) for counts in zip(*((c.answered, c.refused) for c in self._cuts), strict=True)
-                )
+                answered, refused = sum(cut.answered for cut in self._cuts), sum(cut.refused for cut in self._cuts)
                 self._before_chance = _Cut(learned, answered, refused)
                 self._forget()
                 self._chance_until = now + self._chance_s
@@ -204,18 +200,21 @@ class Pace:
             return
         if learned is None:
             recent = self._sent_now + self._sent_before * max(0.0, 1.0 - (now - self._second))
-            self._peak = max(LEAST_PER_S, recent)
-            self._searching = self._began is None or now - self._began < SOON_S
-            self._low = self._peak if self._searching else KEPT * self._peak
+            peak = max(LEAST_PER_S, recent)
+            searching = self._began is None or now - self._began < SOON_S
+            self._begin(peak if searching else KEPT * peak, peak, searching)
         elif self._answered:
-            self._searching = False
-            self._peak = PEAK * learned
-            self._low = learned * (CUT_AGAIN if now - self._resumes_at < SOON_S else KEPT)
-        self._learned = self._low
-        self._age_s = 0.0
+            self._begin(learned * (CUT_AGAIN if now - self._resumes_at < SOON_S else KEPT), PEAK * learned)
+        else:
+            self._begin(self._low, self._peak, self._searching)
         self._answered = self._refused = 0
         self.cut_at = self._episode_at = self._bound_at = now
         self._free_at = now + 1.0 / self._low
+
+    def _begin(self, low: float, peak: float, searching: bool = False) -> None:
+        """Go on from `low`: to `peak` and slowly beyond it, or doubling."""
+        self._learned = self._low = low
+        self._peak, self._searching, self._age_s = peak, searching, 0.0
 
     def _in_vain(self) -> bool:
         """Whether the last cuts slowed the calls down and left the refusals as frequent as they were."""

@@ -178,8 +178,8 @@ async def test_a_stopped_worker_surfaces_as_lost_and_serves_again_when_it_goes_o
         await echoes.finish()
         pid = echoes.pid
         os.kill(pid, signal.SIGSTOP)
-        await until(lambda: stopped(pid))  # until its last thread has seen it, it goes on
         try:
+            await until(lambda: stopped(pid))  # until its last thread has seen it, it goes on
             for item in range(1, 100):
                 echoes.post(item)
             await echoes.finish()
