@@ -108,7 +108,7 @@ def check_ledger(config: Config, more: Sequence[float | None], folder: str) -> N
     if any(limit is not None for limit in more) or any(map(_lasts, _limits(config))):
         raise ConfigError(
             f"{config.state_dir} is in this job's copy of the working directory, and budgets would begin anew with the "
-            "next job; give an absolute path, best on storage that all nodes share, or a ledger: postgresql://...",
+            "next job; give an absolute path on a local disk, or a ledger: postgresql://...",
             key="state_dir",
         )
 
