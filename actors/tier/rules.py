@@ -116,6 +116,8 @@ RULES: Final[tuple[Rule, ...]] = (
         note=NO_MODEL,
     ),
     Rule("not_found", _REFUSED, says=("is not a valid model id",), note=NO_MODEL),  # OpenRouter, 400
+    # OpenAI responses, 404: what one request names is gone, so it must not take the tier from all others.
+    Rule("bad_request", {404}, says=("item with id", "response with id")),
     Rule(
         # An empty account does not fill up by waiting: out, like a wrong key. Codes only: Gemini words its
         # per-minute limits "You exceeded your current quota" as well.

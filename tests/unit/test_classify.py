@@ -187,6 +187,8 @@ def test_an_error_under_a_200_keeps_its_own_kind(body: object, kind: str) -> Non
         (404, error("The model `x` does not exist", "model_not_found"), "not_found", False),
         (403, error("no access to model", "model_not_found"), "not_found", False),
         (404, b"404 page not found", "not_found", False),
+        # OpenAI responses: one request's own reference, which says nothing about the tier
+        (404, error("Item with id 'rs_1' not found.", None, "invalid_request_error"), "bad_request", True),
         (405, b"", "not_found", False),
         (400, error("zz is not a valid model ID", 400), "not_found", False),
         (401, error("Incorrect API key", "invalid_api_key"), "auth", False),
