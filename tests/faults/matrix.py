@@ -49,9 +49,10 @@ LOSING: dict[str, Any] = {
     "ray": "own",
     "slow": True,
     "rows": 2000,
-    "config": {"router": {"max_attempts": 30, "deadline_s": 60}},
+    "config": {"router": {"max_attempts": 30, "deadline_s": 240}},
 }
-"""Rows of such a job may lose their actor again and again."""
+"""Rows of such a job may lose their actor again and again, for up to a minute and a half as chance has it: no deadline of theirs
+is what is looked at."""
 
 
 ENDPOINT = (
